@@ -1,0 +1,347 @@
+"""The losses of logits: tensors in, a scalar out.
+
+KD, DKD and NKD compare one vector of class scores with another; the scale-decoupled form
+applies any of the three to every region; iCD compares which regions look alike.
+Every loss computes in float32 at least, and takes any finite input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from icd.precision import full_precision
+from icd.scores import check_scales
+
+# Beyond this a softmax in float32 could meet inf - inf; no score differs from another by as much.
+HUGE = 1e30
+# Of smaller vectors rounding has left no direction.
+TINY = 1e-12
+
+
+def kd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor | None = None,
+    *,
+    temperature: float = 4.0,
+    reduction: Literal["mean", "none"] = "mean",
+) -> Tensor:
+    """Knowledge distillation (Hinton et al. 2015, section 2; chapter 2).
+
+    `T^2 KL(softmax(teacher / T) || softmax(student / T))`; the factor keeps the size of its
+    gradient when T changes.
+
+    Args:
+        student, teacher: logits (B, C).
+        target: not used; here because every logit loss has the same signature.
+        temperature: T > 0.
+        reduction: "mean" over the batch, or "none" for the loss of each image.
+
+    Returns:
+        A scalar, or (B,) with `reduction="none"`.
+
+    Raises:
+        ValueError: shapes that differ, or a temperature that is not positive.
+    """
+    _check_logits("kd_loss", student, teacher)
+    _check_positive("temperature", temperature)
+    with full_precision(student, teacher) as (student, teacher):
+        divergence = _kl(_log_softmax(teacher, temperature), _log_softmax(student, temperature))
+        return _reduce(temperature**2 * divergence, reduction)
+
+
+def dkd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor,
+    *,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+    reduction: Literal["mean", "none"] = "mean",
+) -> Tensor:
+    """Decoupled knowledge distillation (Zhao et al. 2022, equation 7; chapter 2).
+
+    `T^2 (alpha TCKD + beta NCKD)`: TCKD compares how sure both are of the target against all
+    other classes together, NCKD how both spread the rest over the other classes. With alpha 1
+    and beta equal to the teacher's probability of "another class", this is `kd_loss` exactly.
+
+    Args:
+        student, teacher: logits (B, C), C at least 2.
+        target: labels (B,), int64.
+        alpha, beta: weights of the two parts. The paper's beta is 8; iCD's configuration has 2.
+        temperature: T > 0.
+        reduction: "mean" or "none".
+
+    Returns:
+        A scalar, or (B,) with `reduction="none"`.
+
+    Raises:
+        ValueError: shapes that differ, fewer than two classes, a temperature that is not positive.
+    """
+    _check_logits("dkd_loss", student, teacher, target)
+    _check_positive("temperature", temperature)
+    with full_precision(student, teacher) as (student, teacher):
+        others = _all_but(target, student.shape[1])
+        tckd = _kl(_target_or_not(teacher, target, others, temperature), _target_or_not(student, target, others, temperature))
+        nckd = _kl(_log_softmax(teacher, temperature, others), _log_softmax(student, temperature, others))
+        return _reduce(temperature**2 * (alpha * tckd + beta * nckd), reduction)
+
+
+def nkd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor,
+    *,
+    temperature: float = 1.0,
+    gamma: float = 1.5,
+    exclude_target: bool = True,
+    reduction: Literal["mean", "none"] = "mean",
+) -> Tensor:
+    """Normalised knowledge distillation (Yang et al. 2023, equation 7; chapter 2).
+
+    `-p_t[y] log p_s[y] - gamma T^2 sum_{i != y} q_t[i] log q_s[i]`, with p at temperature 1 and
+    q the softmax at T over the classes other than the target y.
+
+    Args:
+        student, teacher: logits (B, C), C at least 2.
+        target: labels (B,), int64.
+        temperature: T > 0 of the non-target part.
+        gamma: weight of the non-target part.
+        exclude_target: True is the formula. False is what the published code computes: its mask
+            removes no class, so q is the softmax over all of them.
+        reduction: "mean" or "none".
+
+    Returns:
+        A scalar, or (B,) with `reduction="none"`. A cross-entropy: not zero where both agree.
+
+    Raises:
+        ValueError: shapes that differ, fewer than two classes, a temperature that is not positive.
+    """
+    _check_logits("nkd_loss", student, teacher, target)
+    _check_positive("temperature", temperature)
+    with full_precision(student, teacher) as (student, teacher):
+        label = target[:, None]
+        sure = _log_softmax(teacher).gather(1, label).exp() * _log_softmax(student).gather(1, label)
+        others = _all_but(target, student.shape[1]) if exclude_target else None
+        q_teacher = _log_softmax(teacher, temperature, others).exp()
+        spread = (q_teacher * _log_softmax(student, temperature, others)).sum(1)
+        return _reduce(-sure.squeeze(1) - gamma * temperature**2 * spread, reduction)
+
+
+def scale_decoupled_loss(
+    base: Callable[..., Tensor],
+    student_local: Tensor,
+    teacher_local: Tensor,
+    target: Tensor,
+    *,
+    complementary: float = 2.0,
+    teacher_logits: Tensor | None = None,
+    **base_arguments,
+) -> Tensor:
+    """A logit loss applied to every region (scale-decoupled distillation, Wei et al. 2024; chapter 3).
+
+    A region counts 1 where the teacher judges it as it judges the whole image, both right or
+    both wrong about the label (consistent), and `complementary` where the two differ.
+
+    Args:
+        base: `kd_loss`, `dkd_loss`, `nkd_loss`, or any loss with their signature.
+        student_local, teacher_local: region logits (B, N, C).
+        target: labels of the images, (B,), int64.
+        complementary: weight of the regions that the teacher judges unlike the image.
+        teacher_logits: the teacher's logits of the whole image, (B, C). Without them the first
+            region must be the whole image: scales begin with 1.
+        base_arguments: handed to `base`, `temperature=4.0` for one.
+
+    Returns:
+        A scalar: the weighted sum over regions, divided by B N.
+
+    Raises:
+        ValueError: shapes that differ, and what `base` refuses.
+    """
+    _check_regions("scale_decoupled_loss", student_local, teacher_local)
+    if student_local.shape[2] != teacher_local.shape[2]:
+        raise ValueError(_other_classes("scale_decoupled_loss", student_local.shape[2], teacher_local.shape[2]))
+    images, regions, classes = student_local.shape
+    if target.shape != (images,):
+        raise ValueError(f"scale_decoupled_loss: target has shape {tuple(target.shape)}: expected ({images},)")
+    if teacher_logits is not None and teacher_logits.shape != (images, classes):
+        raise ValueError(
+            f"scale_decoupled_loss: teacher_logits have shape {tuple(teacher_logits.shape)}: expected ({images}, {classes})"
+        )
+    whole = teacher_local[:, 0] if teacher_logits is None else teacher_logits
+    image_right = whole.argmax(1) == target
+    region_right = teacher_local.argmax(2) == target[:, None]
+    every = target[:, None].expand(images, regions).reshape(-1)
+    loss = base(
+        student_local.reshape(-1, classes), teacher_local.reshape(-1, classes), every, reduction="none", **base_arguments
+    ).view(images, regions)
+    return torch.where(region_right == image_right[:, None], loss, complementary * loss).mean()
+
+
+def gram(local: Tensor) -> Tensor:
+    """Who looks like whom: cosines between the regions of one image at one scale (chapter 4).
+
+    Args:
+        local: region logits (B, n, C).
+
+    Returns:
+        (B, n, n), symmetric, ones on the diagonal; zeros for a region whose logits are all zero,
+        which looks like nothing.
+    """
+    if local.ndim != 3:
+        raise ValueError(f"gram: region logits have shape {tuple(local.shape)}: expected (B, n, C)")
+    with full_precision(local) as (local,):
+        # A cosine does not change with a vector's length: the largest entry goes first, so that squares
+        # neither overflow nor vanish, and is a constant to the gradient for the same reason.
+        largest = local.detach().abs().amax(2, keepdim=True)
+        scaled = local / torch.where(largest > TINY, largest, 1.0)
+        length = torch.linalg.vector_norm(scaled, dim=2, keepdim=True)
+        unit = scaled / torch.where(length > TINY, length, 1.0)
+        return unit @ unit.transpose(1, 2)
+
+
+def icd_loss(
+    student_local: Tensor,
+    teacher_local: Tensor,
+    scales: Sequence[int] = (1, 2, 4),
+    temperature: float = 2.0,
+    weights: Sequence[float] | None = None,
+    centre: bool = False,
+    diagonal: bool = True,
+    reduction: Literal["sum", "mean"] = "sum",
+) -> Tensor:
+    """Implicit clustering distillation (Xue et al. 2025; chapters 4 and 5), without its factor gamma.
+
+    `sum_m w_m (1/B) sum_rows KL(softmax(G_t / tau) || softmax(G_s / tau))`, G the Gram matrix of
+    a scale. A Gram matrix has no class axis: student and teacher may have other classes.
+    The defaults are the published loss; `centre`, `diagonal` and `reduction` correct it.
+
+    Args:
+        student_local: region logits (B, N, C_s), regions in the order of `scales`.
+        teacher_local: the same for the teacher, (B, N, C_t).
+        scales: positive integers; N is the sum of their squares. A 1 adds nothing: its Gram
+            matrix is the number 1.
+        temperature: tau > 0. Cosines lie in [-1, 1], so 2 makes nearly flat rows.
+        weights: one for each scale. Published: proportional to 1 + log2(m), that is 1, 2, 3 for
+            1, 2, 4, summing to 1 over the scales in use.
+        centre: subtract each region's mean over classes first: a shift of all logits, which no
+            softmax can see, then no longer changes the cosines.
+        diagonal: False leaves each region's likeness to itself, always 1, out of its row.
+        reduction: rows of a scale summed, as published, so that a fine scale counts more, or
+            averaged ("mean").
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: shapes, scales, weights or temperature that do not fit.
+    """
+    _check_regions("icd_loss", student_local, teacher_local)
+    _check_positive("temperature", temperature)
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f'reduction is {reduction!r}: choose "sum" or "mean"')
+    scales = check_scales(scales)
+    sizes = [m * m for m in scales]
+    if student_local.shape[1] != sum(sizes):
+        raise ValueError(f"icd_loss: scales {scales} have {sum(sizes)} regions, the logits {student_local.shape[1]}")
+    weights = scale_weights(scales) if weights is None else tuple(weights)
+    if len(weights) != len(scales) or not all(0 <= w < math.inf for w in weights):
+        raise ValueError(f"icd_loss: weights are {weights}: give {len(scales)} numbers, none negative, one for each scale")
+    with full_precision(student_local, teacher_local) as (student_local, teacher_local):
+        if centre:
+            student_local = student_local - student_local.mean(2, keepdim=True)
+            teacher_local = teacher_local - teacher_local.mean(2, keepdim=True)
+        total = student_local.new_zeros(())
+        for weight, student, teacher in zip(
+            weights, student_local.split(sizes, 1), teacher_local.split(sizes, 1), strict=True
+        ):
+            rows = _kl(_row_log_softmax(teacher, temperature, diagonal), _row_log_softmax(student, temperature, diagonal))
+            total = total + weight * (rows.sum(1) if reduction == "sum" else rows.mean(1)).mean()
+        return total
+
+
+def scale_weights(scales: Sequence[int]) -> tuple[float, ...]:
+    """The published weight of each scale: proportional to 1 + log2(m), summing to 1 (chapter 5)."""
+    raw = [1 + math.log2(m) for m in check_scales(scales)]
+    return tuple(w / sum(raw) for w in raw)
+
+
+def _row_log_softmax(local: Tensor, temperature: float, diagonal: bool) -> Tensor:
+    """Each region's likeness to the others as log-probabilities, (B, n, n)."""
+    likeness = gram(local)
+    if diagonal:
+        return _log_softmax(likeness, temperature)
+    itself = torch.eye(likeness.shape[1], dtype=torch.bool, device=likeness.device)
+    return _log_softmax(likeness, temperature, ~itself)
+
+
+def _log_softmax(scores: Tensor, temperature: float = 1.0, keep: Tensor | None = None) -> Tensor:
+    """Log-probabilities over the last axis, of the entries in `keep` alone where it is given."""
+    tempered = (scores / temperature).clamp(-HUGE, HUGE)
+    if keep is not None:  # far below any score: probability exactly 0, and no inf - inf in a divergence
+        tempered = tempered.masked_fill(~keep, -10 * HUGE)
+    return tempered.log_softmax(-1)
+
+
+def _target_or_not(scores: Tensor, target: Tensor, others: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities (B, 2) of the target and of all other classes together."""
+    tempered = (scores / temperature).clamp(-HUGE, HUGE)
+    rest = tempered.masked_fill(~others, -10 * HUGE).logsumexp(1)
+    return torch.stack([tempered.gather(1, target[:, None]).squeeze(1), rest], 1).log_softmax(1)
+
+
+def _all_but(target: Tensor, classes: int) -> Tensor:
+    """True for every class but the target, (B, C)."""
+    return torch.arange(classes, device=target.device) != target[:, None]
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) over the last axis; exactly 0 where both are the same."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def _reduce(losses: Tensor, reduction: str) -> Tensor:
+    if reduction not in ("mean", "none"):
+        raise ValueError(f'reduction is {reduction!r}: choose "mean" or "none"')
+    return losses.mean() if reduction == "mean" else losses
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}: give a positive number")
+
+
+def _other_classes(loss: str, student: int, teacher: int) -> str:
+    return (
+        f"{loss} compares class with class: the student has {student} classes and the teacher {teacher}. "
+        "Only losses of Gram matrices and features accept a teacher of other classes"
+    )
+
+
+def _check_logits(loss: str, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> None:
+    if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
+        raise ValueError(
+            f"{loss}: logits have shapes {tuple(student.shape)} (student) and {tuple(teacher.shape)} (teacher): "
+            "expected (B, C) for both"
+        )
+    if student.shape[1] != teacher.shape[1]:
+        raise ValueError(_other_classes(loss, student.shape[1], teacher.shape[1]))
+    if target is not None and target.shape != (len(student),):
+        raise ValueError(f"{loss}: target has shape {tuple(target.shape)}: expected ({len(student)},)")
+    if target is not None and student.shape[1] < 2:
+        raise ValueError(f"{loss} sets the target against the other classes: it needs two classes at least")
+
+
+def _check_regions(loss: str, student: Tensor, teacher: Tensor) -> None:
+    if student.ndim != 3 or teacher.ndim != 3 or student.shape[:2] != teacher.shape[:2]:
+        raise ValueError(
+            f"{loss}: region logits have shapes {tuple(student.shape)} (student) and {tuple(teacher.shape)} (teacher): "
+            "expected (B, N, C), the same B and N for both"
+        )

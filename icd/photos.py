@@ -1,0 +1,207 @@
+"""A list of photographs: where each file lies, what it shows, how it is cut to a square."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+Crop = Literal["image", "box"]
+Resize = Literal["squash", "shorter"]
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+class DataError(ValueError):
+    """A data set is not what it should be; the message names the file and, in a text file, the line."""
+
+
+@dataclass(frozen=True, eq=False)
+class Photos:
+    """N labelled photographs and one way of cutting each to a square of `size` pixels.
+
+    `photos[i]` is `(image, label)`: a uint8 tensor (3, size, size) and an int. Nothing is
+    decoded before it is asked for; `icd.pixels.load` decodes them all once.
+    """
+
+    paths: tuple[Path, ...]
+    labels: np.ndarray  # (N,) int64, an index into `classes`
+    classes: tuple[str, ...]
+    size: int = 224
+    crop: Crop = "image"  # "box": a square around the box, widened by `margin` of it on each side
+    margin: float = 0.1
+    resize: Resize = "squash"  # "shorter": the shorter side to `size`, then the centre square
+    boxes: np.ndarray | None = None  # (N, 4) float64: left, top, width, height in the file's pixels
+    box_sources: tuple[str, ...] | None = None  # where each box was read, for error messages
+    parts: np.ndarray | None = None  # (N, P, 3) float64: x, y in the file's pixels, 1 if visible
+    part_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise DataError(f"size is {self.size}: an image needs at least one pixel a side")
+        if self.crop not in ("image", "box"):
+            raise DataError(f'crop is {self.crop!r}: choose "image" or "box"')
+        if self.resize not in ("squash", "shorter"):
+            raise DataError(f'resize is {self.resize!r}: choose "squash" or "shorter"')
+        if not 0 <= self.margin <= 10:
+            raise DataError(f"margin is {self.margin}: give a share of the box between 0 and 10")
+        if self.crop == "box" and self.boxes is None:
+            raise DataError('crop="box" needs boxes, and this data set has none: use crop="image"')
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        pixels, _ = self.read(index)
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), int(self.labels[index])
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        return (self[index] for index in range(len(self)))
+
+    def read(self, index: int) -> tuple[np.ndarray, str]:
+        """Decode one photograph: uint8 (size, size, 3), and the colour mode its file has."""
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                mode = image.mode
+                if self.crop == "image":  # a phone's photo may lie on its side; boxes speak of the file
+                    image = ImageOps.exif_transpose(image)
+                region = self._region(index, *image.size)
+                square = _rgb(image).resize((self.size, self.size), Image.Resampling.BILINEAR, region)
+        except DataError:
+            raise
+        except FileNotFoundError:
+            raise DataError(f"{path}: there is no such image") from None
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as broken:
+            raise DataError(f"{path}: the image does not decode ({broken})") from broken
+        return np.asarray(square), mode
+
+    def _region(self, index: int, width: int, height: int) -> tuple[float, float, float, float]:
+        left, top, right, bottom = 0.0, 0.0, float(width), float(height)
+        if self.crop == "box":
+            assert self.boxes is not None
+            x, y, w, h = self.boxes[index]
+            if x < -1.5 or y < -1.5 or x + w > width + 1.5 or y + h > height + 1.5:
+                source = self.box_sources[index] if self.box_sources else str(self.paths[index])
+                raise DataError(
+                    f"{source}: the box ({x:g}, {y:g}, {w:g}, {h:g}) leaves its image, {width} x {height} pixels"
+                )
+            side = max(w, h) * (1 + 2 * self.margin)
+            left, right = _slide(x + w / 2, side, width)
+            top, bottom = _slide(y + h / 2, side, height)
+        if self.resize == "shorter":
+            side = min(right - left, bottom - top)
+            left, top = (left + right - side) / 2, (top + bottom - side) / 2
+            right, bottom = left + side, top + side
+        return left, top, right, bottom
+
+    def parts_in_square(self, index: int) -> np.ndarray:
+        """Part locations (P, 3) in pixels of the cut square; the third column is 1 if visible."""
+        if self.parts is None:
+            raise DataError("this data set has no part locations")
+        with Image.open(self.paths[index]) as image:
+            left, top, right, bottom = self._region(index, *image.size)
+        located = self.parts[index].copy()
+        located[:, 0] = (located[:, 0] - left) * self.size / (right - left)
+        located[:, 1] = (located[:, 1] - top) * self.size / (bottom - top)
+        return located
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Photos:
+        """The photographs at `indices`, in that order, with the same classes."""
+        where = np.asarray(indices, dtype=np.int64)
+
+        def pick(value):  # every per-image field has N rows
+            if isinstance(value, np.ndarray):
+                return value[where]
+            return tuple(value[i] for i in where)
+
+        rows = ("paths", "labels", "boxes", "box_sources", "parts")
+        return replace(self, **{name: pick(v) for name in rows if (v := getattr(self, name)) is not None})
+
+    def folds(self, k: int, seed: int = 0) -> list[tuple[Photos, Photos]]:
+        """`k` pairs (fit, held out), every class spread evenly, every image held out once."""
+        smallest = np.bincount(self.labels, minlength=len(self.classes))
+        smallest = smallest[smallest > 0]
+        if len(smallest) == 0:
+            raise DataError("there are no images to split")
+        if not 2 <= k <= smallest.min():
+            raise DataError(f"{k} folds: choose from 2 to {smallest.min()}, the images of the smallest class")
+        fold = np.empty(len(self), dtype=np.int64)
+        for rows in self._shuffled_classes(seed):
+            fold[rows] = np.arange(len(rows)) % k
+        return [(self.subset(np.flatnonzero(fold != i)), self.subset(np.flatnonzero(fold == i))) for i in range(k)]
+
+    def hold_out(self, share: float = 0.2, seed: int = 0) -> tuple[Photos, Photos]:
+        """(fit, validation): about `share` of each class, at least one image, drawn by `seed`."""
+        if not 0 < share < 1:
+            raise DataError(f"the share held out is {share}: give a number between 0 and 1")
+        held = np.zeros(len(self), dtype=bool)
+        for rows in self._shuffled_classes(seed):
+            if len(rows) < 2:
+                name = self.classes[self.labels[rows[0]]]
+                raise DataError(f"class {name} has one image: holding it out would leave none to learn from")
+            held[rows[: min(max(round(share * len(rows)), 1), len(rows) - 1)]] = True
+        return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
+
+    def _shuffled_classes(self, seed: int) -> list[np.ndarray]:
+        generator = np.random.default_rng(seed)
+        groups = [np.flatnonzero(self.labels == label) for label in range(len(self.classes))]
+        return [generator.permutation(rows) for rows in groups if len(rows)]
+
+    def fingerprint(self) -> str:
+        """A digest of everything that decides the decoded pixels: files, sizes, times, cut."""
+        digest = hashlib.sha256()
+        for field in fields(self):
+            if field.name in ("size", "crop", "margin", "resize"):
+                digest.update(f"{field.name}={getattr(self, field.name)}\n".encode())
+        if self.crop == "box" and self.boxes is not None:
+            digest.update(np.ascontiguousarray(self.boxes).tobytes())
+        for path in self.paths:
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                raise DataError(f"{path}: there is no such image") from None
+            digest.update(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:24]
+
+
+def class_folders(root: str | Path, *, size: int = 224, resize: Resize = "squash") -> Photos:
+    """Read `root/CLASS/photo.jpg`: each folder is a class, in the order of their names."""
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: there is no such folder")
+    folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
+    found = [sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES) for folder in folders]
+    if not folders:
+        raise DataError(f"{root}: expected one folder of photographs for each class, and found no folder")
+    for folder, paths in zip(folders, found, strict=True):
+        if not paths:
+            raise DataError(f"{folder}: this class has no image ({', '.join(SUFFIXES)})")
+    return Photos(
+        paths=tuple(path for paths in found for path in paths),
+        labels=np.repeat(np.arange(len(found), dtype=np.int64), [len(paths) for paths in found]),
+        classes=tuple(folder.name for folder in folders),
+        size=size,
+        resize=resize,
+    )
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Three channels of eight bits, whatever the file holds (grey, palette, 16-bit, alpha)."""
+    if image.mode.startswith("I"):  # 16-bit grey: `convert` would clip instead of scale
+        image = image.point(lambda value: value / 256).convert("L")
+    return image.convert("RGB")
+
+
+def _slide(centre: float, side: float, limit: float) -> tuple[float, float]:
+    """The interval of length `side` about `centre`, moved inside [0, limit], cut where it cannot fit."""
+    if side >= limit:
+        return 0.0, limit
+    start = min(max(centre - side / 2, 0.0), limit - side)
+    return start, start + side

@@ -1,0 +1,165 @@
+"""What a network says of an image: its logits, its last map, and its logits at every place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from icd.precision import full_precision
+
+Scales = Sequence[int]
+Pooling = Literal["adaptive", "area"]
+
+
+class _Fields(NamedTuple):
+    logits: Tensor  # (B, C) image-level class scores
+    features: Tensor  # (B, D, H, W) the map that the head reads once it is pooled
+    head: nn.Linear  # the classifier
+    stages: tuple[Tensor, ...] = ()  # the maps after each stage, for losses that compare features
+
+
+class Scores(_Fields):
+    """One batch, gone once through one network: `logits`, `features`, `head`, `stages`."""
+
+    def local(self, scales: Scales = (1, 2, 4), pooling: Pooling = "adaptive", repeat: bool = False) -> Tensor:
+        """Class scores of every region, (B, N, C): `local_logits` of this batch.
+
+        Computed once however many terms of an objective ask for it.
+        """
+        memo: dict = self.__dict__.setdefault("_local", {})
+        key = (tuple(scales), pooling, repeat)
+        if key not in memo:
+            memo[key] = local_logits(self.features, self.head.weight, self.head.bias, *key)
+        return memo[key]
+
+
+def score(model: nn.Module, images: Tensor) -> Scores:
+    """Send images (B, 3, H, W) once through `model` and keep what it said on the way.
+
+    `model` has a linear `head` over the average of its last map, and `maps(images)` that
+    returns that map (B, D, h, w) and the tuple of its stages' maps: every network of
+    `icd.zoo` does. Raises TypeError for a module that does not.
+    """
+    head, maps = getattr(model, "head", None), getattr(model, "maps", None)
+    if not isinstance(head, nn.Linear) or maps is None:
+        raise TypeError(
+            f"{type(model).__name__} has no `maps(images)` and linear `head`: "
+            "local logits need the map that a linear classifier reads once it is averaged"
+        )
+    features, stages = maps(images)
+    return Scores(head(features.mean((2, 3))), features, head, stages)
+
+
+class Scoring(nn.Module):
+    """A network whose forward pass returns `Scores`, so that a wrapper around it sees one forward."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Scores:
+        return score(self.network, images)
+
+
+def local_logits(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scales: Scales = (1, 2, 4),
+    pooling: Pooling = "adaptive",
+    repeat: bool = False,
+) -> Tensor:
+    """Class scores of every region of a feature map (Wei et al. 2024, section 3; chapter 3).
+
+    Scale m cuts the map into m x m regions. The head is affine and pooling is averaging, so
+    they commute: the head is applied once, on the finest grid, and coarser scales that divide
+    it are averages of its logits.
+
+    Args:
+        features: the last feature map, (B, D, H, W).
+        weight: of the head, (C, D).
+        bias: of the head, (C,), or None.
+        scales: positive integers, in the order in which their regions shall come.
+        pooling: "adaptive" bins overlap where m does not divide H or W, as in the published
+            code; "area" shares a pixel between regions in proportion to overlap, so that the
+            regions' mean is the image's logits at every scale.
+        repeat: allow a scale finer than the map, which can only repeat or blend its cells.
+
+    Returns:
+        (B, N, C) with N the sum of m * m; regions row-major within a scale. Float32 for
+        half-precision features, else the dtype of the features.
+
+    Raises:
+        ValueError: shapes that do not fit, a scale that is no positive integer, a scale finer
+            than the map without `repeat`.
+    """
+    if features.ndim != 4:
+        raise ValueError(f"features have shape {tuple(features.shape)}: expected (B, D, H, W)")
+    channels, height, width = features.shape[1:]
+    if weight.ndim != 2 or weight.shape[1] != channels:
+        raise ValueError(f"the head's weight has shape {tuple(weight.shape)}: expected (C, {channels}), as the map")
+    scales = check_scales(scales)
+    finest = max(scales)
+    if finest > min(height, width) and not repeat:
+        raise ValueError(
+            f"scale {finest} cuts a {height} x {width} map into {finest} x {finest} regions, more than it has "
+            "cells: they would only repeat. Use coarser scales, or say repeat=True"
+        )
+    plan = _plan if type(features) is Tensor else _plan.__wrapped__  # a cache must not keep fake tensors
+    with full_precision(features, weight) as (features, weight):
+        cells, blocks = plan(height, width, scales, pooling, features.dtype, features.device)
+        pooled = features.flatten(2) @ cells  # (B, D, cells)
+        logits = F.linear(pooled.transpose(1, 2), weight, None if bias is None else bias.to(weight.dtype))
+        return logits if blocks is None else blocks @ logits
+
+
+def check_scales(scales: Scales) -> tuple[int, ...]:
+    """`scales` as a tuple of positive integers, or ValueError."""
+    kept = tuple(scales)
+    if not kept or any(isinstance(m, bool) or not isinstance(m, int) or m < 1 for m in kept):
+        raise ValueError(f"scales are {kept}: give one or more positive integers, like (1, 2, 4)")
+    return kept
+
+
+@lru_cache(maxsize=64)
+def _plan(
+    height: int, width: int, scales: tuple[int, ...], pooling: Pooling, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Pooling as two fixed matrices: map pixels -> cells (HW, K), cells -> regions (N, K).
+
+    The cells are the finest grid, and the grids of scales that do not divide it.
+    """
+    if pooling not in ("adaptive", "area"):
+        raise ValueError(f'pooling is {pooling!r}: choose "adaptive" or "area"')
+    finest = max(scales)
+    grids = [finest] + sorted({m for m in scales if finest % m})
+    cells = torch.cat([torch.kron(_bins(height, m, pooling), _bins(width, m, pooling)) for m in grids])
+    if scales == (finest,):
+        return cells.T.to(dtype=dtype, device=device), None
+    first = dict(zip(grids, accumulate((m * m for m in grids), initial=0), strict=False))
+    blocks = torch.zeros(sum(m * m for m in scales), len(cells), dtype=torch.float64)
+    row = 0
+    for m in scales:
+        source = finest if finest % m == 0 else m
+        steps = _bins(source, m, "area")
+        blocks[row : row + m * m, first[source] : first[source] + source * source] = torch.kron(steps, steps)
+        row += m * m
+    return cells.T.to(dtype=dtype, device=device), blocks.to(dtype=dtype, device=device)
+
+
+def _bins(length: int, m: int, pooling: Pooling) -> Tensor:
+    """Averaging `length` pixels into `m` bins, (m, length); each row sums to 1."""
+    weights = torch.zeros(m, length, dtype=torch.float64)
+    for i in range(m):
+        start, stop = i * length / m, (i + 1) * length / m
+        for pixel in range(math.floor(i * length / m), min(-(-(i + 1) * length // m), length)):
+            overlap = min(pixel + 1, stop) - max(pixel, start)
+            weights[i, pixel] = 1.0 if pooling == "adaptive" else overlap
+    return weights / weights.sum(1, keepdim=True)
