@@ -1,0 +1,67 @@
+# Everything a newcomer needs: `make book` and `make test`. Each sets up .venv by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+CHAPTERS = $(wildcard book/*.ipynb)
+BUILD_BOOK = $(BIN)/jupyter-book build book --config _config.yml --path-output . -W -n --keep-going
+
+.PHONY: help book test lint unit chapters pages check format address hooks clean FORCE
+
+help: ## say what can be made (this)
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+book: $(READY) _build/inputs ## run the chapters and build the book into _build/html
+	$(BUILD_BOOK)
+	@echo "Open $(CURDIR)/_build/html/index.html"
+
+test: lint unit chapters pages ## everything that must pass: format, types, units, chapters, pages
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(READY) ## the tests of the package and the repository
+	$(BIN)/pytest -n auto -m "not page"
+
+# Each chapter runs once, on a copy, from a fresh kernel. Its outputs go into the cache that `book` and `pages` read.
+chapters: $(READY) _build/inputs ## run every chapter
+	rm -rf _build/chapters && mkdir -p _build/chapters && cp $(CHAPTERS) _build/chapters
+	$(BIN)/pytest --nbmake --overwrite --nbmake-timeout=300 _build/chapters
+	$(BIN)/python .ci/keep_outputs.py _build/.jupyter_cache _build/chapters/*.ipynb
+
+pages: $(READY) _build/inputs ## look at the built book in a headless browser
+	$(BUILD_BOOK)
+	$(BIN)/pytest -m page
+
+check: lint unit ## what to run before a commit: everything that takes seconds
+
+format: $(READY) ## format the code, strip outputs from the notebooks
+	$(BIN)/nbstripout $(CHAPTERS)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+address: $(READY) ## change the repository's address everywhere: make address URL=https://github.com/you/name
+	$(BIN)/python .ci/address.py $(URL)
+
+hooks: $(READY) ## strip outputs and format at every commit
+	$(BIN)/nbstripout --install --attributes .gitattributes
+	$(BIN)/pip install --quiet pre-commit && $(BIN)/pre-commit install
+
+clean: ## remove what was built, keep .venv
+	rm -rf _build build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[book,test]' --constraint constraints.txt
+	@touch $@
+
+# The execution cache knows a chapter's code, not what the code calls: it is emptied when the package, the data or
+# the environment change. A sum of contents, not of times, so that switching branches and back costs nothing.
+_build/inputs: FORCE
+	@mkdir -p _build
+	@find icd data pyproject.toml constraints.txt -type f ! -path '*/__pycache__/*' | sort > $@.names
+	@(cat $@.names; git hash-object --stdin-paths < $@.names) | git hash-object --stdin > $@.new
+	@cmp -s $@.new $@ || rm -rf _build/.jupyter_cache _build/.doctrees
+	@mv $@.new $@ && rm $@.names

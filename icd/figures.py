@@ -1,0 +1,231 @@
+"""How the book's figures look: one style, one palette, and sliders that need no kernel.
+
+Everything here draws arrays and knows no model. Figures stand on a light card of their own, on light pages and
+on dark ones: only a known ground lets colours be chosen for contrast.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from base64 import b64encode
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from cycler import cycler
+from IPython.display import HTML
+from matplotlib.figure import Figure
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+from PIL import Image
+
+PAPER = "#fdfcf8"
+INK = "#23262b"
+
+#: Fixed meanings. The hues are Okabe and Ito's, told apart with any colour vision, 3 : 1 or more on `PAPER`.
+#: A family shares one: blue for losses of whole images, green for scale-decoupled ones, vermilion for iCD.
+PALETTE = {
+    "teacher": INK,
+    "student": "#7f7f7f",
+    "KD": "#0072b2",
+    "DKD": "#0072b2",
+    "NKD": "#0072b2",
+    "SD-KD": "#008f68",
+    "SD-DKD": "#008f68",
+    "SD-NKD": "#008f68",
+    "iCD-KD": "#d55e00",
+    "iCD-DKD": "#d55e00",
+    "iCD-NKD": "#d55e00",
+    "FitNet": "#a8487f",
+    "CRD": "#a8487f",
+    "SemCKD": "#a8487f",
+}
+#: What sets the members of a family apart.
+_DASHES = {"DKD": "--", "NKD": ":", "CRD": "--", "SemCKD": ":"}
+
+#: Colour maps by meaning: an amount from zero up, a value to either side of zero, and a cosine.
+AMOUNT, SIGNED, SIMILARITY = "cividis", "RdBu_r", "magma"
+
+_STYLE: Any = {
+    "figure.facecolor": PAPER,
+    "figure.figsize": (7.2, 3.6),
+    "figure.dpi": 100,
+    "figure.constrained_layout.use": True,
+    "savefig.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": "medium",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.prop_cycle": cycler(color=["#0072b2", "#d55e00", "#008f68", "#a8487f", INK, "#7f7f7f"]),
+    "grid.color": "#dcd9cf",
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "font.size": 11,
+    "legend.frameon": False,
+    "lines.linewidth": 2,
+    "lines.solid_capstyle": "round",
+    "image.cmap": AMOUNT,
+    "image.interpolation": "nearest",
+    "svg.fonttype": "path",
+    "svg.hashsalt": "icd",
+}
+
+
+def use_style() -> None:
+    """Make every figure from here on look like the book's; in a notebook also crisp on any screen (SVG)."""
+    mpl.rcParams.update(_STYLE)
+    set_matplotlib_formats("svg", metadata={"Date": None})
+
+
+def line_style(name: str) -> dict[str, str]:
+    """Keyword arguments for `Axes.plot` that say which method, teacher or student a line is."""
+    return {"color": PALETTE[name], "linestyle": _DASHES.get(name.rpartition("-")[2], "-"), "label": name}
+
+
+def contact_sheet(
+    images: Sequence[Any] | np.ndarray,
+    labels: Sequence[str] | None = None,
+    *,
+    columns: int = 6,
+    size: float = 1.2,
+) -> Figure:
+    """Pictures side by side, `size` inches each, with a label under each.
+
+    `images` are uint8 or float arrays, (H, W), (H, W, 3) or (3, H, W); tensors are taken as they are.
+    """
+    pictures = [_picture(image) for image in images]
+    if labels is not None and len(labels) != len(pictures):
+        raise ValueError(f"{len(pictures)} images and {len(labels)} labels")
+    if not pictures:
+        raise ValueError("a contact sheet of no images")
+    columns = min(columns, len(pictures))
+    rows = math.ceil(len(pictures) / columns)
+    height = size + (0.25 if labels is not None else 0)
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * height), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for index, (axis, picture) in enumerate(zip(axes.flat, pictures, strict=False)):
+        axis.imshow(picture, cmap="gray" if picture.ndim == 2 else None)
+        if labels is not None:
+            axis.set_title(labels[index], fontsize=8, fontweight="normal", loc="center", y=-0.02, va="top")
+    return figure
+
+
+def flipbook(
+    frames: Sequence[Any],
+    labels: Sequence[str],
+    *,
+    alt: str | Sequence[str],
+    name: str = "Frame",
+    start: int = 0,
+    dpi: int = 192,
+    max_bytes: int = 300_000,
+) -> HTML:
+    """A slider over pictures drawn beforehand: moves by mouse and keyboard, with no kernel and no network.
+
+    It is one piece of plain HTML, a range input over images held in the page, because that works alike in the
+    published page, opened as a file, in JupyterLab and in Colab; a widget would need its manager in each, and a
+    live kernel in two. Without JavaScript the picture at `start` stands there.
+
+    Args:
+        frames: matplotlib figures (closed once drawn), arrays as `contact_sheet` takes them, or PNG bytes.
+        labels: what the slider says at each frame, "T = 4" say.
+        alt: what is seen; one text for all frames (the label is added), or one for each frame.
+        name: what the slider changes, "Temperature" say.
+        start: the frame that is shown at first.
+        dpi: of figures; twice the 96 of a page's pixels, for screens of high density.
+        max_bytes: of the whole slider. Frames are stored without loss where that fits, else with little loss.
+
+    Raises:
+        ValueError: no frames, labels or texts that are not one for each frame, frames that do not fit.
+    """
+    texts = [f"{alt} ({name}: {label})" for label in labels] if isinstance(alt, str) else list(alt)
+    if not frames or not len(frames) == len(labels) == len(texts):
+        raise ValueError(f"{len(frames)} frames, {len(labels)} labels, {len(texts)} alternative texts")
+    if not all(text.strip() for text in ([alt] if isinstance(alt, str) else alt)):
+        raise ValueError("alt must say what is seen")
+    pictures = [_frame(frame, dpi) for frame in frames]
+    width = round(pictures[0].width * 96 / dpi) if isinstance(frames[0], Figure) else pictures[0].width
+    images = "".join(
+        f'<img src="data:image/webp;base64,{b64encode(data).decode()}" alt="{html.escape(text)}"'
+        f' width="{width}"{"" if index == start else " hidden"}>'
+        for index, (data, text) in enumerate(zip(_fit(pictures, max_bytes), texts, strict=True))
+    )
+    said = html.escape("|".join(label.replace("|", "/") for label in labels))
+    return HTML(
+        f"{_FLIPBOOK_CSS}"
+        f'<figure class="icd-flipbook" data-labels="{said}"><div>{images}</div>'
+        f'<label>{html.escape(name)}<input type="range" min="0" max="{len(frames) - 1}" value="{start}"'
+        f' aria-valuetext="{html.escape(labels[start])}" autocomplete="off" oninput="{_FLIPBOOK_JS}"></label>'
+        f"<output>{html.escape(labels[start])}</output></figure>"
+    )
+
+
+_FLIPBOOK_JS = html.escape(
+    "const f=this.closest('figure'),t=f.dataset.labels.split('|')[this.value];"
+    "f.querySelectorAll('img').forEach((g,i)=>{g.hidden=i!=this.value});"
+    "this.setAttribute('aria-valuetext',t);f.querySelector('output').textContent=t"
+)
+_FLIPBOOK_CSS = (
+    "<style>.icd-flipbook{margin:1em 0;max-width:100%}"
+    ".icd-flipbook img{display:block;max-width:100%;height:auto}.icd-flipbook img[hidden]{display:none}"
+    ".icd-flipbook label{display:inline-flex;align-items:center;gap:.7em;max-width:100%}"
+    ".icd-flipbook input{width:18em;max-width:50vw;min-height:24px}"
+    ".icd-flipbook output{margin-left:.7em;font-variant-numeric:tabular-nums;font-weight:600}</style>"
+)
+
+
+def _picture(image: Any) -> np.ndarray:
+    """Any image as (H, W) or (H, W, 3) that matplotlib and Pillow take."""
+    array = np.asarray(image)
+    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[-1] not in (1, 3):
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3):
+        raise ValueError(f"an image has shape (H, W), (H, W, 3) or (3, H, W), not {array.shape}")
+    return array
+
+
+def _frame(frame: Any, dpi: int) -> Image.Image:
+    """One frame of a flipbook, drawn."""
+    if isinstance(frame, Figure):
+        buffer = BytesIO()
+        # No tight box: every frame must have the same size, or the picture jumps under the slider.
+        with mpl.rc_context({"savefig.bbox": None}):
+            frame.savefig(buffer, format="png", dpi=dpi)
+        plt.close(frame)
+        return Image.open(buffer).convert("RGB")
+    if isinstance(frame, bytes):
+        return Image.open(BytesIO(frame)).convert("RGB")
+    array = _picture(frame)
+    if array.dtype != np.uint8:
+        array = (np.clip(array, 0, 1) * 255).round().astype(np.uint8)
+    return Image.fromarray(array).convert("RGB")
+
+
+def _fit(pictures: list[Image.Image], max_bytes: int) -> list[bytes]:
+    """The pictures as WebP that fit together: without loss, or at the best quality that does."""
+    room = max_bytes * 3 // 4 - 1_000 * len(pictures)  # base64 makes four bytes of three; texts take some too
+    choices: list[dict[str, Any]] = [{"lossless": True}, *({"quality": q} for q in (90, 80, 70, 60, 50))]
+    for options in choices:
+        encoded = []
+        for picture in pictures:
+            buffer = BytesIO()
+            picture.save(buffer, format="webp", method=6 if len(pictures) < 60 else 4, **options)
+            encoded.append(buffer.getvalue())
+        if sum(map(len, encoded)) <= room:
+            return encoded
+    raise ValueError(f"{len(pictures)} frames do not fit {max_bytes:,} bytes: draw fewer or smaller ones")
