@@ -1,0 +1,114 @@
+"""Archives: fetched with resume, checked before they are opened, unpacked whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+import zlib
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+from icd.photos import DataError
+
+
+def leads_out(path: str) -> bool:
+    """Whether a relative path, on any system, may lead out of the folder that it is joined to."""
+    return re.search(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)", path) is not None
+
+
+def check_md5(file: Path, expected: str) -> None:
+    """Raise `DataError` unless the file's md5 is the expected one."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != expected:
+        raise DataError(
+            f"{file}: its md5 is {digest.hexdigest()} instead of {expected}: damaged, fetch it again"
+        )
+
+
+def fetch(url: str, file: Path, md5: str, progress: bool = True) -> None:
+    """Write what lies at `url` to `file`, which appears once its md5 is right.
+
+    What a broken connection leaves, `file` with ".part" added, is where the next call goes on if
+    the server can. Raises `DataError`, saying what to do by hand where the network fails.
+    """
+    partial = file.with_name(f"{file.name}.part")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{partial}.lock"):  # two processes would write into each other's part
+        if file.exists():
+            return
+        try:
+            _resume(url, partial, progress)
+        except (OSError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors
+            raise DataError(
+                f"{url} could not be fetched ({error}); call this again, or fetch it with a browser, "
+                f"save it as {file}, and then call this again"
+            ) from error
+        try:
+            check_md5(partial, md5)
+        except DataError:
+            partial.unlink()  # else every later call would build on it
+            raise
+        os.replace(partial, file)
+
+
+def _resume(url: str, partial: Path, progress: bool) -> None:
+    have = partial.stat().st_size if partial.exists() else 0
+    headers = {"User-Agent": "icd", **({"Range": f"bytes={have}-"} if have else {})}
+    try:
+        reply = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30)
+    except urllib.error.HTTPError as error:
+        if have and error.code == 416:  # nothing follows what is there: whole, or the md5 will tell
+            return
+        raise
+    with reply:
+        have = have if reply.status == 206 else 0  # any other answer sends the file from its start
+        length = reply.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        with (
+            open(partial, "ab" if have else "wb") as out,
+            tqdm.wrapattr(
+                out, "write", desc=partial.stem, initial=have, total=total, disable=not progress
+            ) as bar,
+        ):
+            shutil.copyfileobj(reply, bar, 1 << 20)
+    if total is not None and partial.stat().st_size < total:
+        raise OSError(f"the connection broke off at {partial.stat().st_size:,} of {total:,} bytes")
+
+
+def unpack(archive: Path, folder: Path, progress: bool = True) -> None:
+    """Unpack the folder of that name from a tar archive, so that `folder` is whole or not there.
+
+    Raises `DataError` if the archive is damaged, or holds links, devices or paths that lead out of it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # The filter came to Python 3.10 late; what is checked below is safe without one.
+    options: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {"set_attrs": False}
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        try:
+            with tarfile.open(archive) as tar:
+                for member in tqdm(
+                    tar, desc=f"unpacking {archive.name}", unit=" files", disable=not progress
+                ):
+                    if leads_out(member.name):
+                        raise DataError(f"{archive}: the path {member.name} leads out of the archive")
+                    if not (member.isfile() or member.isdir()):
+                        raise DataError(f"{archive}: {member.name} is neither a file nor a folder")
+                    tar.extract(member, scratch, **options)
+        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+            raise DataError(f"{archive}: the archive does not unpack ({error})") from error
+        if not Path(scratch, folder.name).is_dir():
+            raise DataError(f"{archive}: the archive holds no folder {folder.name}")
+        Path(scratch, folder.name).rename(folder)
