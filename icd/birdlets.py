@@ -22,16 +22,18 @@ from filelock import FileLock
 from PIL import Image
 from tqdm.auto import tqdm
 
+from .canvas import PARTS, THROWS
 from .plumage import FORMS, Species, species_table
-from .scenes import PARTS, THROWS, render
+from .scenes import render
 
 __all__ = ["PARTS", "Species", "draw", "families", "folder", "masks", "species_table"]
 
 FORMAT = 1  # goes up when the same settings no longer give the same files
 SPLITS = ("train", "test")
-PALETTE = [
-    (0, 0, 0), (140, 86, 75), (255, 187, 120), (199, 199, 199), (31, 119, 180), (214, 39, 40), (255, 152, 150),
-    (44, 160, 44), (148, 103, 189), (23, 190, 207), (188, 189, 34), (255, 127, 14), (255, 255, 255),
+PALETTE = [  # one colour a part, in the order of PARTS
+    (0, 0, 0), (140, 86, 75), (255, 187, 120), (199, 199, 199), (31, 119, 180), (214, 39, 40),
+    (255, 152, 150), (44, 160, 44), (148, 103, 189), (23, 190, 207), (188, 189, 34), (255, 127, 14),
+    (255, 255, 255),
 ]  # fmt: skip
 
 
@@ -54,7 +56,7 @@ def draw(
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Write a data set below `root` and return `root`: `train` + `test` images of each species, `size` pixels square.
+    """Write `train` + `test` images of each species, `size` pixels square, below `root`; returns `root`.
 
     Image k of a species' split is decided by (seed, species, split, k) alone: raise `test` for more
     of the same, raise `size` for the same scenes in more pixels. Where the same data set already lies
@@ -68,7 +70,8 @@ def draw(
             raise ValueError(f"{name} is {value}: it must be at least {least}")
     if train + test == 0:
         raise ValueError("train and test are both 0: there is nothing to draw")
-    settings = dict(species=species, families=families, train=train, test=test, size=size, seed=seed)
+    settings = {"species": species, "families": families, "train": train, "test": test}
+    settings |= {"size": size, "seed": seed}
     root = Path(root).absolute()
     if _is_drawn(root, settings):
         return root
@@ -135,14 +138,14 @@ def _is_drawn(root: Path, settings: dict[str, int]) -> bool:
     card = _card(root)
     found = {"format": card.get("format"), **card.get("settings", {})}
     wanted = {"format": FORMAT, **settings}
-    differs = [f"{name} is {found.get(name)}, not {value}" for name, value in wanted.items() if found.get(name) != value]
+    differs = ", ".join(f"{k} is {found.get(k)}, not {v}" for k, v in wanted.items() if found.get(k) != v)
     if differs:
-        raise FileExistsError(f"{root}: other Birdlets lie here ({', '.join(differs)}); choose a new folder")
+        raise FileExistsError(f"{root}: other Birdlets lie here ({differs}); choose a new folder")
     count = settings["species"] * (settings["train"] + settings["test"])
     for kind in ("images", "segmentations"):
         present = sum(1 for _ in (root / kind).glob("*/*.png"))
         if present != count:
-            raise FileExistsError(f"{root}: {present} of {count} {kind} are here; delete the folder and draw again")
+            raise FileExistsError(f"{root}: it has {present} of {count} {kind}; delete it and draw again")
     return True
 
 
@@ -176,12 +179,13 @@ def _write(root: Path, table: Sequence[Species], settings: dict[str, int], progr
 def _write_images(
     root: Path, table: Sequence[Species], pictures: Sequence[_Picture], size: int, seed: int, progress: bool
 ) -> np.ndarray:
-    """Draw and save every image and mask; returns the parts' places (N, parts, 4) and fills of `_places`."""
+    """Draw and save every image and mask; returns `_places` of each, (N, parts, 4)."""
     at_once = max(1, 2**16 // size**2)  # so that a layer of the batch stays in a core's cache
     batches = [pictures[i : i + at_once] for i in range(0, len(pictures), at_once)]
 
     def one(batch: Sequence[_Picture]) -> list[np.ndarray]:
-        uniforms = np.stack([np.random.default_rng([seed, p.label, p.split, p.number]).random(THROWS) for p in batch])
+        streams = [np.random.default_rng([seed, p.label, p.split, p.number]) for p in batch]
+        uniforms = np.stack([stream.random(THROWS, dtype=np.float32) for stream in streams])
         pixels, parts = render([table[p.label] for p in batch], uniforms, size)
         for picture, image, mask in zip(batch, pixels, parts, strict=True):
             Image.fromarray(image).save(root / "images" / f"{picture.name}.png", compress_level=3)
@@ -193,7 +197,7 @@ def _write_images(
     located: list[np.ndarray] = []
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        with tqdm(total=len(pictures), desc="drawing birds", unit="bird", disable=not progress, delay=2) as bar:
+        with tqdm(total=len(pictures), desc="drawing", unit=" birds", disable=not progress, delay=2) as bar:
             for places in pool.map(one, batches):
                 located += places
                 bar.update(len(places))
@@ -203,9 +207,9 @@ def _write_images(
 
 
 def _places(mask: np.ndarray) -> np.ndarray:
-    """Where each index lies in a mask (H, W): (parts, 4) x, y of the pixel nearest its middle, visible, 0.
+    """Where the parts of a mask (H, W) lie, (parts, 4): x, y of the pixel nearest its middle, 1 if seen, 0.
 
-    Row 0 is the whole bird's box instead: left, top, width, height.
+    Row 0, the background's, is the whole bird's box instead: left, top, width, height.
     """
     places = np.zeros((len(PARTS), 4))
     rows, columns = np.nonzero(mask)
@@ -221,27 +225,28 @@ def _places(mask: np.ndarray) -> np.ndarray:
     return places
 
 
-def _write_lists(root: Path, classes: Sequence[str], pictures: Sequence[_Picture], located: np.ndarray) -> None:
+def _write_lists(
+    root: Path, classes: Sequence[str], pictures: Sequence[_Picture], located: np.ndarray
+) -> None:
     """The text files that CUB-200-2011 has: every row begins with an image's or a class's number, from 1."""
 
     def lines(path: str, rows: Sequence[str]) -> None:
         (root / path).write_text("".join(row + "\n" for row in rows))
 
     numbered = list(enumerate(pictures, 1))
+    boxes = (" ".join(f"{value:.1f}" for value in box) for box in located[:, 0])
     lines("classes.txt", [f"{i} {name}" for i, name in enumerate(classes, 1)])
     lines("images.txt", [f"{i} {p.name}.png" for i, p in numbered])
     lines("image_class_labels.txt", [f"{i} {p.label + 1}" for i, p in numbered])
     lines("train_test_split.txt", [f"{i} {int(SPLITS[p.split] == 'train')}" for i, p in numbered])
-    boxes = located[:, 0]
-    lines("bounding_boxes.txt", [f"{i} {' '.join(f'{value:.1f}' for value in boxes[i - 1])}" for i, _ in numbered])
+    lines("bounding_boxes.txt", [f"{i} {box}" for i, box in enumerate(boxes, 1)])
     lines("parts/parts.txt", [f"{part} {name}" for part, name in enumerate(PARTS) if part])
-    rows = (
-        f"{i} {part} {x:.1f} {y:.1f} {int(visible)}"
+    rows = [
+        f"{i} {part} {x:.1f} {y:.1f} {visible:.0f}"
         for i, places in enumerate(located, 1)
-        for part, (x, y, visible, _) in enumerate(places)
-        if part
-    )
-    lines("parts/part_locs.txt", list(rows))
+        for part, (x, y, visible, _) in enumerate(places[1:], 1)
+    ]
+    lines("parts/part_locs.txt", rows)
 
 
 def _write_attributes(root: Path, table: Sequence[Species]) -> None:

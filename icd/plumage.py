@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -149,21 +149,20 @@ def _wearings(family: str) -> Iterator[dict[str, str]]:
 
 
 def species_table(species: int = 30, families: int = 6) -> tuple[Species, ...]:
-    """The species of a data set, family by family; the first families get one more where they do not divide."""
+    """The species of a data set, family by family; where they do not divide, the first families get one more.
+
+    Raises `ValueError` for more of either than there are.
+    """
     if not 1 <= families <= len(FAMILIES):
-        raise ValueError(f"families is {families}: choose from 1 to {len(FAMILIES)}, the body plans there are")
+        raise ValueError(f"families is {families}: choose from 1 to {len(FAMILIES)} body plans")
     if species < families:
         raise ValueError(f"species is {species}: {families} families need at least one species each")
-    if species > families * MOST_PER_FAMILY:
-        raise ValueError(
-            f"species is {species}: {families} families hold at most {families * MOST_PER_FAMILY} distinct species"
-        )
+    most = families * MOST_PER_FAMILY
+    if species > most:
+        raise ValueError(f"species is {species}: {families} families hold at most {most} distinct species")
     each, more = divmod(species, families)
     return tuple(s for i, f in enumerate(FAMILIES[:families]) for s in relatives(f.name)[: each + (i < more)])
 
 
 def family_of(species: Species) -> Family:
     return next(family for family in FAMILIES if family.name == species.family)
-
-
-assert {f.name for f in fields(Species)} == {"name", "family", *FORMS}
