@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
 Crop = Literal["image", "box"]
@@ -64,35 +65,45 @@ class Photos:
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         return (self[index] for index in range(len(self)))
 
-    def read(self, index: int) -> tuple[np.ndarray, str]:
-        """Decode one photograph: uint8 (size, size, 3), and the colour mode its file has."""
+    def read(self, index: int) -> tuple[np.ndarray, list[str]]:
+        """Decode one photograph: uint8 (size, size, 3), and what had to be mended on the way."""
         path = self.paths[index]
         try:
-            with Image.open(path) as image:
-                mode = image.mode
+            with Image.open(path) as file:
+                image: Image.Image = file
+                notes = [] if image.mode == "RGB" else [f"colour mode {image.mode}, made RGB"]
                 if self.crop == "image":  # a phone's photo may lie on its side; boxes speak of the file
-                    image = ImageOps.exif_transpose(image)
+                    if turned := _orientation(image):
+                        image = image.transpose(_UPRIGHT[turned])
+                        notes.append("lying on its side or mirrored, turned upright")
+                elif self._sticks_out(index, *image.size):
+                    notes.append("box beyond its image, cut")
                 region = self._region(index, *image.size)
                 square = _rgb(image).resize((self.size, self.size), Image.Resampling.BILINEAR, region)
         except DataError:
             raise
         except FileNotFoundError:
             raise DataError(f"{path}: there is no such image") from None
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as broken:
+        except Exception as broken:  # each decoder has its own: OSError, SyntaxError, struct.error, ...
             raise DataError(f"{path}: the image does not decode ({broken})") from broken
-        return np.asarray(square), mode
+        return np.array(square), notes
+
+    def _sticks_out(self, index: int, width: int, height: int) -> bool:
+        assert self.boxes is not None
+        x, y, w, h = self.boxes[index]
+        return bool(x < 0 or y < 0 or x + w > width or y + h > height)
 
     def _region(self, index: int, width: int, height: int) -> tuple[float, float, float, float]:
         left, top, right, bottom = 0.0, 0.0, float(width), float(height)
         if self.crop == "box":
             assert self.boxes is not None
             x, y, w, h = self.boxes[index]
-            if x < -1.5 or y < -1.5 or x + w > width + 1.5 or y + h > height + 1.5:
+            # A box that only sticks out is cut; one whose middle is elsewhere is not this image's.
+            if not (0 <= x + w / 2 <= width and 0 <= y + h / 2 <= height):
                 source = self.box_sources[index] if self.box_sources else str(self.paths[index])
-                raise DataError(
-                    f"{source}: the box ({x:g}, {y:g}, {w:g}, {h:g}) leaves its image, {width} x {height} pixels"
-                )
-            side = max(w, h) * (1 + 2 * self.margin)
+                box = f"({x:g}, {y:g}, {w:g}, {h:g})"
+                raise DataError(f"{source}: the box {box} lies outside its image, {width} x {height} pixels")
+            side = max(w * (1 + 2 * self.margin), h * (1 + 2 * self.margin), 1.0)
             left, right = _slide(x + w / 2, side, width)
             top, bottom = _slide(y + h / 2, side, height)
         if self.resize == "shorter":
@@ -102,21 +113,26 @@ class Photos:
         return left, top, right, bottom
 
     def parts_in_square(self, index: int) -> np.ndarray:
-        """Part locations (P, 3) in pixels of the cut square; the third column is 1 if visible."""
+        """Part locations (P, 3) in pixels of the cut square; the third column is 1 if visible in it."""
         if self.parts is None:
             raise DataError("this data set has no part locations")
+        x, y, visible = self.parts[index].T
         with Image.open(self.paths[index]) as image:
-            left, top, right, bottom = self._region(index, *image.size)
-        located = self.parts[index].copy()
-        located[:, 0] = (located[:, 0] - left) * self.size / (right - left)
-        located[:, 1] = (located[:, 1] - top) * self.size / (bottom - top)
-        return located
+            turned, (width, height) = _orientation(image) if self.crop == "image" else 0, image.size
+        if turned >= 5:  # 5 to 8 swap the sides; the others mirror one or both of them
+            x, y, width, height = y, x, height, width
+        x = width - x if turned in (2, 3, 6, 7) else x
+        y = height - y if turned in (3, 4, 7, 8) else y
+        left, top, right, bottom = self._region(index, width, height)
+        x, y = (x - left) * self.size / (right - left), (y - top) * self.size / (bottom - top)
+        inside = (x >= 0) & (x <= self.size) & (y >= 0) & (y <= self.size)
+        return np.stack([x, y, visible * inside], axis=1)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Photos:
-        """The photographs at `indices`, in that order, with the same classes."""
-        where = np.asarray(indices, dtype=np.int64)
+        """The photographs at `indices`, in that order (or of a mask (N,)), with the same classes."""
+        where = np.arange(len(self))[list(indices)]
 
-        def pick(value):  # every per-image field has N rows
+        def pick(value: Any) -> Any:  # every per-image field has N rows
             if isinstance(value, np.ndarray):
                 return value[where]
             return tuple(value[i] for i in where)
@@ -132,10 +148,13 @@ class Photos:
             raise DataError("there are no images to split")
         if not 2 <= k <= smallest.min():
             raise DataError(f"{k} folds: choose from 2 to {smallest.min()}, the images of the smallest class")
-        fold = np.empty(len(self), dtype=np.int64)
+        fold, dealt = np.empty(len(self), dtype=np.int64), 0
         for rows in self._shuffled_classes(seed):
-            fold[rows] = np.arange(len(rows)) % k
-        return [(self.subset(np.flatnonzero(fold != i)), self.subset(np.flatnonzero(fold == i))) for i in range(k)]
+            fold[rows] = (dealt + np.arange(len(rows))) % k  # dealt on, so that folds are of one size
+            dealt += len(rows)
+        return [
+            (self.subset(np.flatnonzero(fold != i)), self.subset(np.flatnonzero(fold == i))) for i in range(k)
+        ]
 
     def hold_out(self, share: float = 0.2, seed: int = 0) -> tuple[Photos, Photos]:
         """(fit, validation): about `share` of each class, at least one image, drawn by `seed`."""
@@ -158,7 +177,7 @@ class Photos:
         """A digest of everything that decides the decoded pixels: files, sizes, times, cut."""
         digest = hashlib.sha256()
         for field in fields(self):
-            if field.name in ("size", "crop", "margin", "resize"):
+            if field.name in ("size", "crop", "resize") or (field.name == "margin" and self.crop == "box"):
                 digest.update(f"{field.name}={getattr(self, field.name)}\n".encode())
         if self.crop == "box" and self.boxes is not None:
             digest.update(np.ascontiguousarray(self.boxes).tobytes())
@@ -177,7 +196,7 @@ def class_folders(root: str | Path, *, size: int = 224, resize: Resize = "squash
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder")
     folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
-    found = [sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES) for folder in folders]
+    found = [sorted(p for p in folder.rglob("[!.]*") if p.suffix.lower() in SUFFIXES) for folder in folders]
     if not folders:
         raise DataError(f"{root}: expected one folder of photographs for each class, and found no folder")
     for folder, paths in zip(folders, found, strict=True):
@@ -192,10 +211,36 @@ def class_folders(root: str | Path, *, size: int = 224, resize: Resize = "squash
     )
 
 
+_UPRIGHT = {  # EXIF's orientations, and what undoes each
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 2 to 8, or 0 where the photograph stands upright or does not say."""
+    try:
+        if image.getexif().get(ExifTags.Base.Orientation) in _UPRIGHT:
+            image.load()  # a TIFF turns itself upright here, and forgets that it was not
+            return image.getexif().get(ExifTags.Base.Orientation, 0)
+    except (SyntaxError, ValueError, TypeError, struct.error):  # broken advice is no advice
+        pass
+    return 0
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     """Three channels of eight bits, whatever the file holds (grey, palette, 16-bit, alpha)."""
     if image.mode.startswith("I"):  # 16-bit grey: `convert` would clip instead of scale
-        image = image.point(lambda value: value / 256).convert("L")
+        image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("its numbers are floats, and nothing says which is white")
+    if "transparency" in image.info:
+        image = image.convert("RGBA")  # at once to RGB is a warning
     return image.convert("RGB")
 
 
