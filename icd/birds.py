@@ -193,7 +193,7 @@ def _chosen_classes(tables: Tables, classes: int | str | Sequence[int | str] | N
         return list(range(len(names)))
     if isinstance(classes, str):
         classes = [classes]
-    if isinstance(classes, int):
+    if isinstance(classes, int | np.integer):
         if not 1 <= classes <= len(names):
             raise DataError(f"classes is {classes}: {file} has {len(names)}")
         return list(range(classes))
@@ -271,5 +271,5 @@ def extract(archive: str | Path, root: str | Path, md5: str | None = MD5, progre
         raise DataError(f"{archive}: there is no such archive")
     if md5 is not None:
         check_md5(archive, md5)
-    unpack(archive, folder, progress)
+    unpack(archive, folder, "images.txt", progress)
     return folder

@@ -88,10 +88,11 @@ def _resume(url: str, partial: Path, progress: bool) -> None:
         raise OSError(f"the connection broke off at {partial.stat().st_size:,} of {total:,} bytes")
 
 
-def unpack(archive: Path, folder: Path, progress: bool = True) -> None:
+def unpack(archive: Path, folder: Path, holding: str, progress: bool = True) -> None:
     """Unpack the folder of that name from a tar archive, so that `folder` is whole or not there.
 
-    Raises `DataError` if the archive is damaged, or holds links, devices or paths that lead out of it.
+    Raises `DataError` if the archive is damaged, holds links, devices or paths that lead out of it,
+    or lacks the file `holding` in that folder.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     # The filter came to Python 3.10 late; what is checked below is safe without one.
@@ -107,8 +108,10 @@ def unpack(archive: Path, folder: Path, progress: bool = True) -> None:
                     if not (member.isfile() or member.isdir()):
                         raise DataError(f"{archive}: {member.name} is neither a file nor a folder")
                     tar.extract(member, scratch, **options)
+                while tar.fileobj and tar.fileobj.read(1 << 20):
+                    pass  # to the very end, where gzip keeps its checksum
         except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
             raise DataError(f"{archive}: the archive does not unpack ({error})") from error
-        if not Path(scratch, folder.name).is_dir():
-            raise DataError(f"{archive}: the archive holds no folder {folder.name}")
+        if not Path(scratch, folder.name, holding).is_file():
+            raise DataError(f"{archive}: the archive holds no {folder.name}/{holding}")
         Path(scratch, folder.name).rename(folder)
