@@ -1,7 +1,7 @@
 """How the book's figures look: one style, one palette, and sliders that need no kernel.
 
-Everything here draws arrays and knows no model. Figures stand on a light card of their own, on light pages and
-on dark ones: only a known ground lets colours be chosen for contrast.
+Everything here draws arrays and knows no model. Figures stand on a light card of their own, on light and on
+dark pages: only a known ground lets colours be chosen for contrast.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 from PIL import Image
 
 PAPER = "#fdfcf8"
-INK = "#23262b"
+INK = "#1b1d21"
 
-#: Fixed meanings. The hues are Okabe and Ito's, told apart with any colour vision, 3 : 1 or more on `PAPER`.
-#: A family shares one: blue for losses of whole images, green for scale-decoupled ones, vermilion for iCD.
+#: Fixed meanings, 3 : 1 or more on `PAPER` and told apart with any colour vision (a test measures both).
+#: A family shares a colour: blue for losses of whole images, green for scale-decoupled ones, orange for iCD.
 PALETTE = {
     "teacher": INK,
-    "student": "#7f7f7f",
-    "KD": "#0072b2",
-    "DKD": "#0072b2",
-    "NKD": "#0072b2",
-    "SD-KD": "#008f68",
-    "SD-DKD": "#008f68",
-    "SD-NKD": "#008f68",
-    "iCD-KD": "#d55e00",
-    "iCD-DKD": "#d55e00",
-    "iCD-NKD": "#d55e00",
-    "FitNet": "#a8487f",
-    "CRD": "#a8487f",
-    "SemCKD": "#a8487f",
+    "student": "#8a8a8a",
+    "KD": "#468fce",
+    "DKD": "#468fce",
+    "NKD": "#468fce",
+    "SD-KD": "#196033",
+    "SD-DKD": "#196033",
+    "SD-NKD": "#196033",
+    "iCD-KD": "#e86304",
+    "iCD-DKD": "#e86304",
+    "iCD-NKD": "#e86304",
+    "FitNet": "#602b76",
+    "CRD": "#602b76",
+    "SemCKD": "#602b76",
 }
 #: What sets the members of a family apart.
 _DASHES = {"DKD": "--", "NKD": ":", "CRD": "--", "SemCKD": ":"}
@@ -51,7 +51,7 @@ AMOUNT, SIGNED, SIMILARITY = "cividis", "RdBu_r", "magma"
 
 _STYLE: Any = {
     "figure.facecolor": PAPER,
-    "figure.figsize": (7.2, 3.6),
+    "figure.figsize": (6.8, 3.6),
     "figure.dpi": 100,
     "figure.constrained_layout.use": True,
     "savefig.facecolor": PAPER,
@@ -66,7 +66,7 @@ _STYLE: Any = {
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
-    "axes.prop_cycle": cycler(color=["#0072b2", "#d55e00", "#008f68", "#a8487f", INK, "#7f7f7f"]),
+    "axes.prop_cycle": cycler(color=["#468fce", "#e86304", "#196033", "#602b76", INK, "#8a8a8a"]),
     "grid.color": "#dcd9cf",
     "grid.linewidth": 0.8,
     "text.color": INK,
@@ -135,9 +135,9 @@ def flipbook(
 ) -> HTML:
     """A slider over pictures drawn beforehand: moves by mouse and keyboard, with no kernel and no network.
 
-    It is one piece of plain HTML, a range input over images held in the page, because that works alike in the
-    published page, opened as a file, in JupyterLab and in Colab; a widget would need its manager in each, and a
-    live kernel in two. Without JavaScript the picture at `start` stands there.
+    It is one piece of plain HTML, a range input over images held in the page, as that works alike in the
+    published page, opened as a file, in JupyterLab and in Colab; a widget would need its manager in each, and
+    a live kernel in two. Without JavaScript the picture at `start` stands there.
 
     Args:
         frames: matplotlib figures (closed once drawn), arrays as `contact_sheet` takes them, or PNG bytes.
@@ -152,7 +152,7 @@ def flipbook(
         ValueError: no frames, labels or texts that are not one for each frame, frames that do not fit.
     """
     texts = [f"{alt} ({name}: {label})" for label in labels] if isinstance(alt, str) else list(alt)
-    if not frames or not len(frames) == len(labels) == len(texts):
+    if not 0 < len(frames) == len(labels) == len(texts):
         raise ValueError(f"{len(frames)} frames, {len(labels)} labels, {len(texts)} alternative texts")
     if not all(text.strip() for text in ([alt] if isinstance(alt, str) else alt)):
         raise ValueError("alt must say what is seen")

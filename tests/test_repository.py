@@ -1,0 +1,195 @@
+"""What is said in several places is said the same in all of them, and a fresh clone can be installed."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import ROOT, chapters_in_toc, pages_in_toc
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["project"]
+ADDRESS = PROJECT["urls"]["Repository"]
+README = (ROOT / "README.md").read_text(encoding="utf8")
+CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib", "seaborn-base": "seaborn"}
+
+
+def requirements(*texts: str) -> dict[str, Requirement]:
+    """Requirements by their canonical name."""
+    parsed = [Requirement(text) for text in texts]
+    return {canonicalize_name(requirement.name): requirement for requirement in parsed}
+
+
+def pins(file: str) -> list[Requirement]:
+    """The lines of a constraints file."""
+    lines = (line.partition("#")[0].strip() for line in (ROOT / file).read_text(encoding="utf8").splitlines())
+    return [Requirement(line) for line in lines if line]
+
+
+def version(pin: Requirement) -> str:
+    """The one version that a constraint allows."""
+    (specifier,) = pin.specifier
+    assert specifier.operator == "=="
+    return specifier.version
+
+
+ASKED = requirements(*PROJECT["dependencies"])
+EVERYTHING = ASKED | requirements(
+    *(text for extra in PROJECT["optional-dependencies"].values() for text in extra)
+)
+
+
+def test_colab_replaces_nothing() -> None:
+    has = {canonicalize_name(pin.name): version(pin) for pin in pins("tests/colab-constraints.txt")}
+    replaced = [
+        f"{name} {has[name]}" for name, r in ASKED.items() if name in has and has[name] not in r.specifier
+    ]
+    assert not replaced
+    # A package that Colab lacks may be installed: it must be this one, small and pure.
+    assert set(ASKED) - set(has) == {"jsonargparse"}
+    assert "3.13" in PROJECT["requires-python"] or "<3.14" in PROJECT["requires-python"]
+
+
+def test_constraints_satisfy_what_is_asked() -> None:
+    for pin in pins("constraints.txt"):
+        asked = EVERYTHING.get(canonicalize_name(pin.name))
+        assert asked is None or version(pin) in asked.specifier, pin
+
+
+def test_conda_says_the_same() -> None:
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf8"))["dependencies"]
+    pip = next(item["pip"] for item in listed if isinstance(item, dict))
+    conda = requirements(*(item for item in listed if isinstance(item, str) and item != "pip"))
+    python = conda.pop("python")
+    said = {CONDA_NAMES.get(name, name): requirement for name, requirement in conda.items()}
+    said |= requirements(*(item for item in pip if not item.startswith("--")))
+    assert {name: r.specifier for name, r in said.items()} == {
+        name: r.specifier for name, r in EVERYTHING.items()
+    }
+    assert str(python.specifier) == str(Requirement(f"python{PROJECT['requires-python']}").specifier)
+
+
+def test_one_address() -> None:
+    """Every link to a repository or to published pages is to ours, where `make address` changes it."""
+    tool = runpy.run_path(str(ROOT / ".ci" / "address.py"))
+    owner, name = tool["parts"]((ROOT / "pyproject.toml").read_text(encoding="utf8"))
+    assert f"https://github.com/{owner}/{name}" == ADDRESS
+    ours = tool["spellings"](owner, name)
+    link = re.compile(
+        r"(?:colab\.research\.google\.com/)?github(?:\.com)?/[\w.-]+/[\w.-]+|[\w-]+\.github\.io/[\w.-]+"
+    )
+    strangers = []
+    for path in tool["tracked"]():
+        if path.relative_to(ROOT).parts[0] in ("data", "icd", "tests", ".github"):
+            continue  # cards and docstrings may link to other people's work
+        for found in link.findall(path.read_text(encoding="utf8")):
+            address = found.removeprefix("colab.research.google.com/").removesuffix(".git").rstrip(".")
+            if address not in ours and "/you/" not in address:
+                strangers.append(f"{path.relative_to(ROOT)}: {found}")
+    assert not strangers
+
+
+def test_address_command(tmp_path) -> None:
+    """In a copy of the repository, one command moves it."""
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    for name in ("pyproject.toml", "README.md", "_config.yml", "CITATION.cff", "CONTRIBUTING.md"):
+        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf8"), encoding="utf8")
+    (tmp_path / ".ci").mkdir()
+    script = tmp_path / ".ci" / "address.py"
+    script.write_text((ROOT / ".ci" / "address.py").read_text(encoding="utf8"), encoding="utf8")
+    moved = "https://github.com/someone-else/birds"
+    subprocess.run([sys.executable, script, moved], check=True, capture_output=True)
+    readme = (tmp_path / "README.md").read_text(encoding="utf8")
+    assert ADDRESS not in readme
+    assert moved in readme
+    assert "https://someone-else.github.io/birds/" in readme
+    assert "colab.research.google.com/github/someone-else/birds/blob" in readme
+    assert f"url: {moved}\n" in (tmp_path / "_config.yml").read_text(encoding="utf8")
+    assert subprocess.run([sys.executable, script, "nonsense"], capture_output=True).returncode != 0
+
+
+def test_readme_lists_the_chapters() -> None:
+    rows = re.findall(
+        r"^\| \[(.+?)\]\((book/.+?\.ipynb)\) \| (.+?) \| (.+?) \| (.+) \|$", README, re.MULTILINE
+    )
+    chapters = chapters_in_toc()
+    assert [row[1] for row in rows] == [path.relative_to(ROOT).as_posix() for path in chapters]
+    for (title, file, *_, badge), path in zip(rows, chapters, strict=True):
+        cells = json.loads(path.read_text(encoding="utf8"))["cells"]
+        first = next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        assert first.splitlines()[0] == f"# {title}"
+        slug = ADDRESS.removeprefix("https://")
+        assert (
+            f"https://colab.research.google.com/{slug.replace('github.com', 'github')}/blob/main/{file}"
+            in badge
+        )
+
+
+def test_every_page_is_in_the_book() -> None:
+    listed = {ROOT / "book" / page for page in pages_in_toc()}
+    found = {
+        path.with_suffix("")
+        for path in (ROOT / "book").rglob("*")
+        if path.suffix in (".ipynb", ".md") and not any(part.startswith((".", "_")) for part in path.parts)
+    }
+    assert {
+        path for path in found if path.relative_to(ROOT / "book").parts[0] not in ("labs", "solutions")
+    } == listed
+
+
+def test_citation_names_every_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf8"))
+    assert citation["repository-code"] == ADDRESS
+    assert str(citation["version"]) == PROJECT["version"]
+    years = {(paper["authors"][0]["family-names"], paper["year"]) for paper in citation["references"]}
+    assert years >= {
+        ("Xue", 2025),
+        ("Hinton", 2015),
+        ("Zhao", 2022),
+        ("Yang", 2023),
+        ("Wei", 2024),
+        ("Romero", 2015),
+        ("Tian", 2020),
+        ("Chen", 2021),
+    }
+
+
+def test_package_is_thin() -> None:
+    long = {
+        path.name: len(path.read_text(encoding="utf8").splitlines()) for path in (ROOT / "icd").glob("*.py")
+    }
+    assert not {name: lines for name, lines in long.items() if lines > 350}
+
+
+@pytest.mark.slow
+def test_data_travels_in_the_wheel(tmp_path) -> None:
+    """Built without a network: the build backend is part of the test environment."""
+    import zipfile
+
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    shipped = (
+        [path for path in (ROOT / "data").rglob("*") if path.is_file()] if (ROOT / "data").exists() else []
+    )
+    assert names >= {f"icd/data/{path.relative_to(ROOT / 'data').as_posix()}" for path in shipped}
+    assert {path.name for path in (ROOT / "icd").glob("*.py")} <= {
+        name.removeprefix("icd/") for name in names
+    }
+    assert all(name.startswith(("icd/", "icd_book-")) for name in names)
