@@ -21,9 +21,13 @@ from tqdm.auto import tqdm
 from icd.photos import DataError
 
 
+# A leading separator or drive, or "..", in the spelling of any system.
+_LEADS_OUT = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)")
+
+
 def leads_out(path: str) -> bool:
     """Whether a relative path, on any system, may lead out of the folder that it is joined to."""
-    return re.search(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)", path) is not None
+    return _LEADS_OUT.search(path) is not None
 
 
 def check_md5(file: Path, expected: str) -> None:
@@ -46,7 +50,7 @@ def fetch(url: str, file: Path, md5: str, progress: bool = True) -> None:
     """
     partial = file.with_name(f"{file.name}.part")
     file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{partial}.lock"):  # two processes would write into each other's part
+    with FileLock(file.with_name(f".{file.name}.lock")):  # two processes would write into each other's part
         if file.exists():
             return
         try:
@@ -114,4 +118,8 @@ def unpack(archive: Path, folder: Path, holding: str, progress: bool = True) -> 
             raise DataError(f"{archive}: the archive does not unpack ({error})") from error
         if not Path(scratch, folder.name, holding).is_file():
             raise DataError(f"{archive}: the archive holds no {folder.name}/{holding}")
-        Path(scratch, folder.name).rename(folder)
+        try:
+            Path(scratch, folder.name).rename(folder)
+        except OSError:
+            if not (folder / holding).is_file():  # else another process was first
+                raise

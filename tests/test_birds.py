@@ -725,6 +725,28 @@ def test_an_archive_that_the_reader_has(tmp_path):
     assert extract(archive, tmp_path, md5).is_dir()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from Python 3.12, of a missing filter
+def test_pythons_without_an_extraction_filter(tmp_path, monkeypatch):
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    pack(tmp_path / "mine.tgz", SOUND)
+    extract(tmp_path / "mine.tgz", tmp_path, None, progress=False)
+    assert len(read_tables(tmp_path).paths) == 4
+
+
+def test_two_who_unpack_at_once(tmp_path, monkeypatch):
+    pack(tmp_path / "mine.tgz", SOUND)
+    rename = Path.rename
+
+    def late(self: Path, target: Path) -> Path:
+        monkeypatch.undo()
+        extract(tmp_path / "mine.tgz", tmp_path, None, progress=False)  # the other is done just before
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    extract(tmp_path / "mine.tgz", tmp_path, None, progress=False)
+    assert left(tmp_path) == ["CUB_200_2011", "mine.tgz"]
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
