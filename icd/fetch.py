@@ -20,7 +20,6 @@ from tqdm.auto import tqdm
 
 from icd.photos import DataError
 
-
 # A leading separator or drive, or "..", in the spelling of any system.
 _LEADS_OUT = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)")
 
