@@ -188,7 +188,7 @@ METHODS: dict[str, Objective] = {
     "alone": Objective((cross_entropy(),)),
     "KD": 0.1 * cross_entropy() + 0.9 * whole_image(kd_loss, temperature=4),
     "DKD": cross_entropy() + whole_image(dkd_loss, beta=8, temperature=4).warmed_up(20),
-    "NKD": cross_entropy() + whole_image(nkd_loss, gamma=1.5, temperature=1),
+    "NKD": cross_entropy() + whole_image(nkd_loss, gamma=1.5, temperature=1).warmed_up(20),
     "SD-KD": 0.1 * cross_entropy() + 0.9 * scale_decoupled(kd_loss, temperature=4),
     "SD-DKD": cross_entropy() + scale_decoupled(dkd_loss, beta=2, temperature=4).warmed_up(20),
     "SD-NKD": cross_entropy() + scale_decoupled(nkd_loss, gamma=2, temperature=4).warmed_up(20),

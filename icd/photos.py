@@ -190,15 +190,20 @@ class Photos:
         return digest.hexdigest()[:24]
 
 
-def class_folders(root: str | Path, *, size: int = 224, resize: Resize = "squash") -> Photos:
-    """Read `root/CLASS/photo.jpg`: each folder is a class, in the order of their names."""
+def class_folders(
+    root: str | Path, classes: int | None = None, *, size: int = 224, resize: Resize = "squash"
+) -> Photos:
+    """Read `root/CLASS/photo.jpg`: each folder is a class, in the order of their names; the first `classes` of them."""
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder")
     folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
-    found = [sorted(p for p in folder.rglob("[!.]*") if p.suffix.lower() in SUFFIXES) for folder in folders]
     if not folders:
         raise DataError(f"{root}: expected one folder of photographs for each class, and found no folder")
+    if classes is not None and not 1 <= classes <= len(folders):
+        raise DataError(f"classes is {classes}: {root} has {len(folders)}")
+    folders = folders[:classes]
+    found = [sorted(p for p in folder.rglob("[!.]*") if p.suffix.lower() in SUFFIXES) for folder in folders]
     for folder, paths in zip(folders, found, strict=True):
         if not paths:
             raise DataError(f"{folder}: this class has no image ({', '.join(SUFFIXES)})")

@@ -1,20 +1,14 @@
-"""The book's networks: plain modules whose `forward(images)` gives logits, built and saved by name."""
+"""The book's networks: plain modules whose `forward(images)` gives logits, built by name."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import partial
-from pathlib import Path
 
-import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from icd.files import write_atomically
 from icd.scores import score
 
 

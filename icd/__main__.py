@@ -1,0 +1,231 @@
+"""The command line: `python -m icd --help`. Each command is a function; its options are the function's."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from jsonargparse import auto_cli, capture_parser
+
+from icd import birdlets
+from icd.checkpoint import NonFiniteLoss, RunError
+from icd.datasets import DataSet
+from icd.evidence import accuracy
+from icd.files import write_atomically
+from icd.objective import METHODS, Objective
+from icd.photos import DataError
+from icd.pixels import Pixels, load
+from icd.saved import Card, ModelError, load_model, name_bird, save_model
+from icd.training import Recipe, fit
+from icd.zoo import NETWORKS, network
+
+PROMISED = (DataError, ModelError, RunError, NonFiniteLoss, ValueError, OSError)
+
+
+def teach(
+    folder: str,
+    network: str = "resnet18-32",
+    data: DataSet = DataSet(),
+    recipe: Recipe = Recipe(),
+    images: Literal["fit", "train"] = "fit",
+) -> None:
+    """Train a network on labels alone: a teacher, or a student without one.
+
+    Args:
+        folder: where the run lies: its settings, log, checkpoint and model. Give the same command again and
+            a run that was stopped goes on.
+        network: one of the networks that `python -m icd networks` lists.
+        data: which images.
+        recipe: how it is trained.
+        images: "fit" keeps the validation images out; "train" learns from all training images.
+    """
+    _train(folder, network, METHODS["alone"], data, recipe, images, teacher=None, note="trained on labels alone")
+
+
+def distil(
+    teacher: str,
+    folder: str,
+    method: str = "iCD-KD",
+    network: str = "resnet10-16",
+    data: DataSet = DataSet(),
+    recipe: Recipe = Recipe(),
+    images: Literal["fit", "train"] = "fit",
+) -> None:
+    """Train a student from a teacher.
+
+    Args:
+        teacher: the folder of a finished `teach`, or its model.safetensors.
+        folder: where the run lies: its settings, log, checkpoint and model. Give the same command again and
+            a run that was stopped goes on.
+        method: one of the methods that `python -m icd methods` lists.
+        network: one of the networks that `python -m icd networks` lists.
+        data: which images.
+        recipe: how it is trained.
+        images: "fit" keeps the validation images out; "train" learns from all training images.
+    """
+    if method not in METHODS:
+        near = get_close_matches(method, METHODS, n=1, cutoff=0.3)
+        hint = f'did you mean "{near[0]}"? ' if near else ""
+        raise RunError(f'there is no method "{method}": {hint}There are {", ".join(METHODS)}')
+    note = f"{method}, taught by {teacher}"
+    _train(folder, network, METHODS[method], data, recipe, images, teacher, note)
+
+
+def evaluate(run: str, split: Literal["validation", "test", "train"] = "test", data: DataSet | None = None) -> None:
+    """Measure a trained network: the share of images that it names right.
+
+    Args:
+        run: the folder of a finished run.
+        split: "validation" for choosing settings, "test" once, at the end.
+        data: which images; those of the run by default.
+    """
+    model, card = load_model(run)
+    if data is None:
+        data = _data_of(Path(run))
+    pixels = _load(data, split)
+    if pixels.classes != card.classes:
+        raise RunError(f"{run} knows {len(card.classes)} classes, and the data set has {len(pixels.classes)} others")
+    share = accuracy(model, pixels)
+    error = (share * (1 - share) / len(pixels)) ** 0.5
+    print(f"{100 * share:.2f} % of {len(pixels)} {split} images (standard error {100 * error:.2f})")
+
+
+def predict(run: str, pictures: list[str], top: int = 5) -> None:
+    """Name the bird in any picture.
+
+    Args:
+        run: the folder of a finished run, or its model.safetensors.
+        pictures: image files.
+        top: how many names to print for each.
+    """
+    model, card = load_model(run)
+    for path in pictures:
+        print(path)
+        for name, chance in name_bird(model, card, path, top):
+            print(f"  {100 * chance:5.1f} %  {name}")
+
+
+def draw(
+    folder: str, species: int = 30, families: int = 6, train: int = 30, test: int = 30, size: int = 64, seed: int = 0
+) -> None:
+    """Draw the Birdlets, the embedded data set, in the layout of CUB-200-2011.
+
+    Args:
+        folder: where.
+        species: how many, spread over the families.
+        families: how many; species of one differ in small parts.
+        train: training images of each species.
+        test: test images of each species.
+        size: pixels a side.
+        seed: of every pose, light and background.
+    """
+    print(birdlets.draw(folder, species, families, train, test, size, seed))
+
+
+def methods() -> None:
+    """List the methods: the name, and the objective that it stands for."""
+    for name, objective in METHODS.items():
+        print(f"{name:10} {objective}")
+
+
+def networks() -> None:
+    """List the networks, with how many numbers each learns for 200 classes."""
+    for name in NETWORKS:
+        print(f"{name:14} {sum(p.numel() for p in network(name, 200).parameters()):>12,}")
+
+
+COMMANDS = {f.__name__: f for f in (teach, distil, evaluate, predict, draw, methods, networks)}
+
+
+def _train(
+    folder: str,
+    name: str,
+    objective: Objective,
+    data: DataSet,
+    recipe: Recipe,
+    images: Literal["fit", "train"],
+    teacher: str | None,
+    note: str,
+) -> None:
+    place = Path(folder)
+    master = None if teacher is None else load_model(teacher)[0]
+    pixels, validation = _load(data, images), _load(data, "validation") if images == "fit" else None
+    torch.manual_seed(recipe.seed)
+    student = network(name, len(pixels.classes))
+    print(f"{name} for {objective} on {len(pixels)} images of {len(pixels.classes)} classes")
+    began = time.perf_counter()
+    history = fit(student, objective, pixels, recipe, teacher=master, validation=validation, folder=place)
+    card = Card(name, pixels.classes, data.size, data.resize, note=note)
+    save_model(place / "model.safetensors", student, card)
+    last = history[-1]
+    seen = f", {100 * last['validation_accuracy']:.2f} % of the validation images" if validation is not None else ""
+    print(f"{100 * last['train_accuracy']:.2f} % of the training images{seen}")
+    print(f"saved {place / 'model.safetensors'} after {time.perf_counter() - began:.0f} s")
+
+
+def _load(data: DataSet, split: Literal["train", "fit", "validation", "test"]) -> Pixels:
+    pixels = load(data.photos(split))
+    for what, count in pixels.mended.items():
+        print(f"{split}: {count} images, {what}")
+    return pixels
+
+
+def _data_of(run: Path) -> DataSet:
+    settings = (run if run.is_dir() else run.parent) / "config.yaml"
+    try:
+        return DataSet(**yaml.safe_load(settings.read_text())["data"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise RunError(f"{settings} does not say which images the run used ({error}): give --data.root") from error
+
+
+def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the resolved settings beside the run; `--config` reads them again."""
+    path = folder / "config.yaml"
+    if path.exists() and (folder / "checkpoint.pt").exists():
+        there, here = _flat(yaml.safe_load(path.read_text())), _flat(settings)
+        other = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
+        if other:
+            raise RunError(
+                f"{folder} holds a run with another {other[0]}: there {there.get(other[0])}, here {here.get(other[0])}. "
+                f"Go on with --config {path}, or name another folder"
+            )
+    write_atomically(path, yaml.safe_dump(settings, sort_keys=False))
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for name, value in settings.items():
+        rows |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 1 for what went wrong with a reason, 130 for Ctrl-C."""
+    parser = capture_parser(auto_cli, COMMANDS, prog="python -m icd")
+    chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    name = chosen.subcommand
+    try:
+        options = parser.instantiate(chosen)[name].as_dict()
+        options.pop("config", None)
+        if name in ("teach", "distil"):
+            settings = {key: asdict(v) if is_dataclass(v) else v for key, v in options.items()}
+            _keep_settings(Path(options["folder"]), json.loads(json.dumps(settings)))
+        COMMANDS[name](**options)
+    except KeyboardInterrupt:
+        print("\nstopped; give the same command again to go on from its checkpoint", file=sys.stderr)
+        return 130
+    except PROMISED as error:
+        print(f"icd {name}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""A run that survives being stopped: what it needs to go on, in one file that is whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from icd.files import atomic_file, write_atomically
+
+if TYPE_CHECKING:
+    from icd.pixels import Pixels
+    from icd.training import Learner, Recipe
+
+
+class RunError(RuntimeError):
+    """A run cannot start, go on or be read; the message says what to do."""
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A loss or a weight stopped being a number; the message says when, and which."""
+
+
+class Checkpoint:
+    """The state of a run in `folder/checkpoint.pt`, and its log in `folder/log.jsonl`."""
+
+    def __init__(
+        self,
+        folder: str | Path | None,
+        learners: Sequence[Learner],
+        recipe: Recipe,
+        data: Pixels,
+        teacher: nn.Module | None,
+        accelerator: Accelerator,
+        every: float,
+    ):
+        self.folder = None if folder is None else Path(folder)
+        self.learners, self.accelerator, self.every = learners, accelerator, every
+        self.began = self.saved = time.monotonic()
+        # A run goes on only if all of this is as it was.
+        self.settings = {
+            "recipe": json.loads(json.dumps(asdict(recipe))),
+            "precision": accelerator.mixed_precision,
+            "objectives": {learner.name: str(learner.objective) for learner in learners},
+            "networks": {learner.name: describe(learner.network) for learner in learners},
+            "images": f"{len(data)} of {len(data.classes)} classes, {data.size} pixels, {data.fingerprint}",
+            "teacher": None if teacher is None else digest(teacher),
+        }
+
+    def seconds(self) -> float:
+        """Wall time of the run so far, over all its sessions."""
+        return round(time.monotonic() - self.began, 2)
+
+    def due(self) -> bool:
+        return self.folder is not None and time.monotonic() - self.saved > self.every
+
+    def save(self, epoch: int, step: int) -> None:
+        """Keep the run as it is before step `step` (from 0) of epoch `epoch` (from 0)."""
+        if step:  # nothing is kept before the steps behind it are known to be finite
+            for learner in self.learners:
+                learner.read(epoch + 1, step)
+        if self.folder is None or not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        state = {
+            "settings": self.settings,
+            "epoch": epoch,
+            "step": step,
+            "seconds": self.seconds(),
+            "learners": {learner.name: learner.state() for learner in self.learners},
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        try:
+            with atomic_file(self.path) as file:
+                torch.save(state, file)
+            write_atomically(self.folder / "log.jsonl", self._log())
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: the checkpoint of epoch {epoch + 1}, step {step} could not be written "
+                f"({error.strerror or error}). The one before it is kept: make room and start the run again"
+            ) from error
+        self.saved = time.monotonic()
+
+    def restore(self) -> tuple[int, int]:
+        """Put the learners where the last checkpoint left them; returns (epoch, step), (0, 0) without one."""
+        if self.folder is None or not self.path.exists():
+            return 0, 0
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            settings, epoch, step = state["settings"], int(state["epoch"]), int(state["step"])
+        except (
+            OSError,
+            EOFError,
+            RuntimeError,
+            ValueError,
+            KeyError,
+            TypeError,
+            pickle.UnpicklingError,
+        ) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise RunError(
+                f"{self.path} is not a checkpoint of this program, or it is damaged ({reason}). "
+                "Delete it to start again, or name another folder"
+            ) from error
+        for name, now in self.settings.items():
+            if settings.get(name) != now:
+                raise RunError(
+                    f"{self.folder} holds a run with another {name}: there {settings.get(name)}, here {now}. "
+                    "Give the same settings to go on, or name another folder"
+                )
+        for learner in self.learners:
+            learner.restore(state["learners"][learner.name])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] and torch.cuda.device_count() == len(state["random_cuda"]):
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+        self.began -= state["seconds"]
+        return epoch, step
+
+    @property
+    def path(self) -> Path:
+        assert self.folder is not None
+        return self.folder / "checkpoint.pt"
+
+    def _log(self) -> str:
+        """A first line with the settings, then a line for each epoch of each student."""
+        first = {"torch": torch.__version__, "device": device_name(self.accelerator.device), **self.settings}
+        rows = [{"student": learner.name, **row} for learner in self.learners for row in learner.history]
+        return "".join(json.dumps(line) + "\n" for line in [first, *rows])
+
+
+class Stop:
+    """Whether somebody asked a run to stop."""
+
+    requested = False
+
+
+@contextmanager
+def stop_politely() -> Iterator[Stop]:
+    """Inside, Ctrl-C and SIGTERM only set `requested`, so that a step is never cut in half; twice means now."""
+    stop = Stop()
+
+    def ask(signum, frame):
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield stop
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def device_name(device: torch.device) -> str:
+    """What a log calls the hardware."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def describe(network: nn.Module) -> str:
+    """A network's class and the number of its weights."""
+    return f"{type(network).__name__}, {sum(p.numel() for p in network.parameters())} weights"
+
+
+def digest(network: nn.Module) -> str:
+    """A digest of a network's weights."""
+    total = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        total.update(name.encode())
+        total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()[:24]

@@ -1,0 +1,74 @@
+"""Any data set that the command line takes, by one name: Birdlets, CUB's layout, or class folders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from icd import birdlets, birds
+from icd.photos import Crop, DataError, Photos, Resize, class_folders
+
+Split = Literal["train", "fit", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Which images, and how each becomes a square.
+
+    Attributes:
+        root: "birdlets" (drawn on first use), a folder in the layout of CUB-200-2011, or a folder with a
+            folder of photographs for each class, perhaps below `train/` and `test/`.
+        classes: the first so many classes alone; all of them by default.
+        crop: "image", or "box": a square around the bird, where the data set has boxes.
+        margin: how much of the box is added on each side.
+        size: pixels a side of what a network sees.
+        resize: "squash", or "shorter": the shorter side to size, then the middle.
+        hold_out: the share of the training images kept for validation.
+        split_seed: which ones.
+    """
+
+    root: str = "birdlets"
+    classes: int | None = None
+    crop: Crop = "image"
+    margin: float = 0.1
+    size: int = 64
+    resize: Resize = "squash"
+    hold_out: float = 0.2
+    split_seed: int = 0
+
+    def photos(self, split: Split) -> Photos:
+        """The images of a split. "train" is all training images: "fit" and "validation" together.
+
+        A plain folder without `test/` has a fifth of its images set aside for it, the same every time.
+
+        Raises:
+            icd.photos.DataError: with the file and what is wrong in it.
+        """
+        if split not in ("train", "fit", "validation", "test"):
+            raise DataError(f'there is no split {split!r}: choose "train", "fit", "validation" or "test"')
+        official: Literal["train", "test"] = "test" if split == "test" else "train"
+        photos = self._official(official)
+        if split in ("train", "test"):
+            return photos
+        return photos.hold_out(self.hold_out, self.split_seed)[split == "validation"]
+
+    def _official(self, split: Literal["train", "test"]) -> Photos:
+        root = birdlets.folder() if self.root == "birdlets" else Path(self.root).expanduser()
+        if not root.is_dir():
+            raise DataError(f'{root}: there is no such folder. Name one, or "birdlets" for the drawn data set')
+        if any((folder / "images.txt").exists() for folder in (root, root / "CUB_200_2011")):
+            return birds.CUB200(
+                root, split, self.classes, crop=self.crop, size=self.size, margin=self.margin, resize=self.resize
+            )
+        if self.crop == "box":
+            raise DataError(f'{root} has no boxes: crop="box" is for data sets in the layout of CUB-200-2011')
+        parted = (root / "train").is_dir() and (root / "test").is_dir()
+        if not parted:
+            photos = class_folders(root, self.classes, size=self.size, resize=self.resize)
+            return photos.hold_out(0.2, seed=0)[split == "test"]
+        both = {name: class_folders(root / name, size=self.size, resize=self.resize).classes for name in ("train", "test")}
+        unshared = sorted(set(both["train"]) ^ set(both["test"]))
+        if unshared:
+            raise DataError(f"{root}: the class {unshared[0]} is in only one of train/ and test/")
+        return class_folders(root / split, self.classes, size=self.size, resize=self.resize)

@@ -1,0 +1,109 @@
+"""A trained network as one small file: its weights, and what is needed to use them on a picture."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from icd.files import write_atomically
+from icd.photos import Photos, Resize
+from icd.pixels import MEAN, STD, normalise, stored_size
+from icd.zoo import network
+
+
+class ModelError(ValueError):
+    """A file is not a saved network, or not the one that was asked for; the message names it."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a saved network is, kept in its file.
+
+    Attributes:
+        network: its name in `icd.zoo.NETWORKS`.
+        classes: the names of its classes, in the order of its logits.
+        size: pixels a side of the square that it sees.
+        resize: how a picture becomes a square.
+        mean, std: of the pixels in [0, 1], for each channel.
+        note: how it was trained.
+    """
+
+    network: str
+    classes: tuple[str, ...]
+    size: int
+    resize: Resize = "squash"
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    note: str = ""
+
+
+def save_model(path: str | Path, model: nn.Module, card: Card) -> None:
+    """Write the weights and the card to `path`, a safetensors file, whole or not at all."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    write_atomically(Path(path), save(weights, metadata={"icd": json.dumps(asdict(card))}))
+
+
+def load_model(path: str | Path) -> tuple[nn.Module, Card]:
+    """A saved network in evaluation mode, and its card. `path` is the file, or a run's folder.
+
+    Raises:
+        ModelError: no such file, no saved network, or weights that do not fit the network it names.
+    """
+    path = Path(path)
+    path = path / "model.safetensors" if path.is_dir() else path
+    try:
+        with safe_open(path, framework="pt") as file:
+            card = _read_card(path, (file.metadata() or {}).get("icd"))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: there is no such file. Has the run that writes it ended?") from None
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is not a safetensors file, or it is damaged ({error})") from error
+    try:
+        model = network(card.network, len(card.classes))
+        model.load_state_dict(weights)
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(f"{path}: the weights do not fit the network {card.network}: {error}") from error
+    return model.eval(), card
+
+
+def _read_card(path: Path, text: str | None) -> Card:
+    if text is None:
+        raise ModelError(f"{path} holds weights and no card: it was not saved by icd")
+    try:
+        card = Card(**json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{path}: its card cannot be read ({error})") from error
+    if tuple(card.mean) != MEAN or tuple(card.std) != STD:
+        raise ModelError(f"{path}: it wants pixels normalised otherwise than this version of icd does")
+    return Card(**{**asdict(card), "classes": tuple(card.classes), "mean": MEAN, "std": STD})
+
+
+def picture(path: str | Path, card: Card) -> Tensor:
+    """A picture file as the network sees it: normalised, (1, 3, size, size).
+
+    Resized like the training images, and the middle of it taken.
+
+    Raises:
+        icd.photos.DataError: the file is not there or does not decode.
+    """
+    whole = stored_size(card.size)
+    photo = Photos((Path(path),), labels=torch.zeros(1, dtype=torch.int64).numpy(), classes=("?",), size=whole, resize=card.resize)
+    image, _ = photo[0]
+    edge = (whole - card.size) // 2
+    return normalise(image[None, :, edge : edge + card.size, edge : edge + card.size])
+
+
+@torch.no_grad()
+def name_bird(model: nn.Module, card: Card, path: str | Path, top: int = 5) -> list[tuple[str, float]]:
+    """The most likely classes of a picture with their probabilities, the likeliest first."""
+    device = next(model.parameters()).device
+    chances = model(picture(path, card).to(device)).float().softmax(1)[0].cpu()
+    best = chances.topk(min(top, len(card.classes)))
+    return [(card.classes[int(i)], float(p)) for p, i in zip(best.values, best.indices, strict=True)]

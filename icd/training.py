@@ -1,0 +1,250 @@
+"""Training: a recipe, one loop, and students that learn side by side from one teacher."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from icd.checkpoint import Checkpoint, NonFiniteLoss, RunError, stop_politely
+from icd.evidence import accuracy
+from icd.objective import Objective, Term
+from icd.pixels import Pixels
+from icd.scores import Scores, Scoring
+
+Precision = Literal["auto", "float32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a student is trained. The defaults are those of the published runs.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images in a step, over all processes; the last short batch is dropped.
+        learning_rate: at its highest; .05 as published, .01 for MobileNetV2 and ShuffleNet.
+        schedule: "steps" divides the rate by 10 at each of `milestones`; "one-cycle" raises it
+            over the first fifth and lowers it along a cosine, for runs of a few minutes.
+        milestones: shares of the run; published: 150, 180 and 210 of 240 epochs.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        clip: gradients longer than this are shortened to it.
+        seed: of the order of the images, and of how each is cut and flipped.
+        precision: "auto" takes bf16 where the device computes it natively, fp16 with loss scaling
+            on older GPUs, float32 elsewhere. Losses compute in float32 in any case.
+    """
+
+    epochs: int = 240
+    batch_size: int = 64
+    learning_rate: float = 0.05
+    schedule: Literal["steps", "one-cycle"] = "steps"
+    milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    clip: float = 40.0
+    seed: int = 0
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"the recipe's {name} is {getattr(self, name)}: give a positive number")
+        for name, limit in (("momentum", 1.0), ("weight_decay", math.inf), ("seed", math.inf)):
+            if not 0 <= getattr(self, name) < limit:
+                raise ValueError(
+                    f"the recipe's {name} is {getattr(self, name)}: give 0 or more, and less than {limit:g}"
+                )
+        if self.schedule not in ("steps", "one-cycle"):
+            raise ValueError(f'the recipe\'s schedule is {self.schedule!r}: choose "steps" or "one-cycle"')
+
+    def rate(self, progress: float) -> float:
+        """The learning rate when a share `progress` of the run, in [0, 1), is done."""
+        if self.schedule == "steps":
+            return self.learning_rate * 0.1 ** sum(progress >= share for share in self.milestones)
+        if progress < 0.2:
+            return self.learning_rate * (0.04 + 0.96 * progress / 0.2)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - 0.2) / 0.8))
+
+
+@dataclass
+class Learner:
+    """One student on its way: its network, what it is trained for, and its log so far."""
+
+    network: nn.Module
+    objective: Objective
+    name: str = "student"
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def start(self, recipe: Recipe, accelerator: Accelerator) -> None:
+        """Take a place on the device, with a fresh optimizer."""
+        self.network.to(accelerator.device, memory_format=torch.channels_last).train()
+        optimizer = torch.optim.SGD(
+            self.network.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay
+        )
+        self.scoring, self.optimizer = accelerator.prepare(Scoring(self.network), optimizer)
+        self.accelerator, self.clip = accelerator, recipe.clip
+        self.columns = (*self.objective.names, "train_accuracy")
+        self.sums = [0.0] * len(self.columns)  # over the epoch's steps so far
+        self.waiting: list[Tensor] = []  # what later steps said, not yet copied from the device
+
+    def step(self, images: Tensor, target: Tensor, teacher: Scores | None, epoch: int, rate: float) -> None:
+        """One step of SGD; nothing here waits for the device."""
+        scores = self.scoring(images)
+        loss, parts = self.objective(scores, teacher, target, epoch)
+        self.accelerator.backward(loss)
+        self.accelerator.unscale_gradients(self.optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        right = (scores.logits.detach().argmax(1) == target).float().mean()
+        self.waiting.append(torch.cat([parts, right[None]]))
+
+    def read(self, epoch: int, step: int) -> dict[str, float]:
+        """Wait for the steps of `epoch` up to `step` (both from 1); returns the epoch's means so far."""
+        rows = torch.stack(self.waiting).tolist() if self.waiting else []
+        self.waiting = []
+        for number, row in enumerate(rows, step - len(rows) + 1):
+            for column, value in zip(self.columns, row, strict=True):
+                if not math.isfinite(value):
+                    raise NonFiniteLoss(
+                        f"{self.name}: {column} is {value} in epoch {epoch}, step {number}. Lower the learning rate, "
+                        "or train in float32. The last checkpoint is from before and is kept"
+                    )
+            self.sums = [total + value for total, value in zip(self.sums, row, strict=True)]
+        return {column: total / step for column, total in zip(self.columns, self.sums, strict=True)}
+
+    def close_epoch(self, **row: Any) -> None:
+        self.history.append(row)
+        self.sums = [0.0] * len(self.columns)
+
+    def state(self) -> dict[str, Any]:
+        """All that decides how this student goes on."""
+        weights = self.network.state_dict()
+        broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+        if broken:
+            raise NonFiniteLoss(
+                f"{self.name}: {broken[0]} is no longer finite in epoch {len(self.history) + 1}. Lower the learning "
+                "rate, or train in float32. The last checkpoint is from before and is kept"
+            )
+        optimizer = self.optimizer.state_dict()
+        return {"network": weights, "optimizer": optimizer, "history": self.history, "sums": self.sums}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history, self.sums = state["history"], state["sums"]
+
+
+def fit(
+    student: nn.Module, objective: Objective | Term, data: Pixels, recipe: Recipe = Recipe(), **options
+) -> list[dict[str, Any]]:
+    """Train one student in place; returns its log, a dict for each epoch.
+
+    `options` (teacher, validation, folder, ...) and errors are those of `fit_together`.
+    """
+    learner = Learner(student, Objective((objective,)) if isinstance(objective, Term) else objective)
+    fit_together([learner], data, recipe, **options)
+    return learner.history
+
+
+def fit_together(
+    learners: Sequence[Learner],
+    data: Pixels,
+    recipe: Recipe = Recipe(),
+    *,
+    teacher: nn.Module | None = None,
+    validation: Pixels | None = None,
+    folder: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    progress: bool = True,
+) -> None:
+    """Train students side by side on the same batches; the teacher is asked once for all of them.
+
+    Args:
+        learners: students with their objectives and names; trained in place.
+        data: training images.
+        recipe: how.
+        teacher: what objectives compare with; it is not trained.
+        validation: images whose accuracy is logged after every epoch.
+        folder: for the log, and a checkpoint every epoch and every `checkpoint_seconds`. Called again with
+            the same folder and settings, a run goes on where it was; on a CPU, to the same bits.
+        checkpoint_seconds: what a killed process may lose, at most.
+        progress: show a bar with the terms, images a second and the time left.
+
+    Raises:
+        RunError: the folder holds a run with other settings, or there is no teacher where one is needed.
+        NonFiniteLoss: with epoch, step and term; the last good checkpoint is kept.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint of that very step is written.
+    """
+    if teacher is None and any(learner.objective.needs_teacher for learner in learners):
+        raise RunError(
+            "the objective compares with a teacher and none was given: hand one over with teacher="
+        )
+    accelerator = make_accelerator(recipe.precision)
+    device, steps = accelerator.device, data.steps(recipe.batch_size)
+    for learner in learners:
+        learner.start(recipe, accelerator)
+    if teacher is not None:
+        teacher = Scoring(teacher.to(device, memory_format=torch.channels_last).eval()).requires_grad_(False)
+    checkpoint = Checkpoint(folder, learners, recipe, data, teacher, accelerator, every=checkpoint_seconds)
+    epoch, step = checkpoint.restore()
+    size = recipe.batch_size
+    bar = tqdm(
+        total=recipe.epochs * steps * size,
+        initial=(epoch * steps + step) * size,
+        unit="image",
+        mininterval=0.5,
+        disable=not (progress and accelerator.is_local_main_process),
+    )
+    with bar, stop_politely() as stop:
+        while epoch < recipe.epochs:
+            images, target = data.training_batch(recipe.seed, epoch, step, size, device)
+            with torch.no_grad(), accelerator.autocast():
+                told = teacher(images) if teacher is not None else None
+            rate = recipe.rate((epoch + step / steps) / recipe.epochs)
+            for learner in learners:
+                learner.step(images, target, told, epoch + 1, rate)
+            step += 1
+            if bar.update(size):  # true when it is time to show something new
+                means = learners[0].read(epoch + 1, step)
+                bar.set_postfix(epoch=epoch + 1, **{k: f"{v:.3g}" for k, v in means.items()}, refresh=False)
+            if step == steps:
+                for learner in learners:
+                    row = {"epoch": epoch + 1, **learner.read(epoch + 1, steps), "learning_rate": rate}
+                    if validation is not None:
+                        row["validation_accuracy"] = accuracy(learner.network, validation)
+                    learner.close_epoch(**row, seconds=checkpoint.seconds())
+                epoch, step = epoch + 1, 0
+            if step == 0 or stop.requested or checkpoint.due():
+                checkpoint.save(epoch, step)
+            if stop.requested:
+                raise KeyboardInterrupt
+    for learner in learners:
+        learner.network.eval()
+
+
+def make_accelerator(precision: Precision) -> Accelerator:
+    """Accelerate's view of this machine: device, processes and a precision that it computes natively."""
+    device = PartialState().device
+    mixed = native_precision(device) if precision == "auto" else precision
+    AcceleratorState._reset_state()  # else a second run of this process could not have another precision
+    return Accelerator(mixed_precision="no" if mixed == "float32" else mixed)
+
+
+def native_precision(device: torch.device) -> Precision:
+    """bf16 where the device computes it natively, fp16 on older GPUs, else float32."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return "bf16"
+    return "float32"
