@@ -27,9 +27,9 @@ unit: $(READY) ## the tests of the package and the repository
 
 # Each chapter runs once, on a copy, from a fresh kernel. Its outputs go into the cache that `book` and `pages` read.
 chapters: $(READY) _build/inputs ## run every chapter
-	rm -rf _build/chapters && mkdir -p _build/chapters && cp $(CHAPTERS) _build/chapters
-	$(BIN)/pytest --nbmake --overwrite --nbmake-timeout=300 _build/chapters
-	$(BIN)/python .ci/keep_outputs.py _build/.jupyter_cache _build/chapters/*.ipynb
+	rm -rf build/chapters && mkdir -p build/chapters && cp $(CHAPTERS) build/chapters
+	$(BIN)/pytest --nbmake --overwrite --nbmake-timeout=300 build/chapters
+	$(BIN)/python .ci/keep_outputs.py _build/.jupyter_cache build/chapters/*.ipynb
 
 pages: $(READY) _build/inputs ## look at the built book in a headless browser
 	$(BUILD_BOOK)
