@@ -116,7 +116,7 @@ EPITHETS = {  # how a form shows in the name
     "wing_bars two": "Double_barred", "tail_band tip": "White_tipped", "tail_band middle": "Band_tailed",
 }  # fmt: skip
 MOST_PER_FAMILY = 20
-SHARED_MARKS = 3  # marks that a species wears
+MARKS_WORN = 3  # by each species
 LEAST_APART = 3  # marks in which two species of a family differ, at least
 
 
@@ -136,15 +136,15 @@ def relatives(family: str) -> tuple[Species, ...]:
         found.append(Species(name=f"{name}_{family}", family=family, **marks))
         if len(found) == MOST_PER_FAMILY:
             return tuple(found)
-    raise AssertionError("unreachable: wearings do not end")
+    raise AssertionError("wearings do not end")
 
 
 def _wearings(family: str) -> Iterator[dict[str, str]]:
-    """Random choices of `SHARED_MARKS` marks and their forms, without end."""
+    """Random choices of `MARKS_WORN` marks and their forms, without end."""
     rng = np.random.default_rng([7, [f.name for f in FAMILIES].index(family)])
     names = list(FORMS)
     while True:
-        chosen = sorted(rng.choice(len(names), SHARED_MARKS, replace=False))
+        chosen = sorted(rng.choice(len(names), MARKS_WORN, replace=False))
         yield {names[i]: str(rng.choice(FORMS[names[i]][1:])) for i in chosen}
 
 

@@ -169,7 +169,8 @@ class _Bird:
         self.beak_colour = named(*(f.beak_colour for f in families))
         self.leg_colour = named(*(f.leg_colour for f in families))
 
-        self.angle, self.scale = dice.between(-0.22, 0.22), dice.between(0.66, 0.92)
+        self.boldness = dice.between(0.5, 1.0)  # of the marks: plumage fades and wears
+        self.angle, self.scale = dice.between(-0.3, 0.3), dice.between(0.52, 0.88)
         self.mirror = 1 - 2 * dice.chance(0.5)
         # beak to tail and crown to foot stand about the middle of the picture
         left = self.rump[0] - self.rump_radius - self.tail_length * 0.75
@@ -191,8 +192,9 @@ class _Bird:
         )
 
     def wears(self, mark: str, *forms: str) -> Array:
-        """1 for each image whose species has `mark` in one of these forms, else 0."""
-        return np.array([getattr(s, mark) in forms for s in self.species], np.float32)[:, None, None]
+        """How boldly each bird shows `mark` in one of these forms, (B, 1, 1): 0 if its species lacks it."""
+        has = np.array([getattr(s, mark) in forms for s in self.species], np.float32)
+        return has[:, None, None] * self.boldness
 
     def paint(self) -> None:
         self._legs()
