@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 CHAPTERS = $(wildcard book/*.ipynb)
-BUILD_BOOK = $(BIN)/jupyter-book build book --config _config.yml --path-output . -W -n --keep-going
+# A page that was read once is not read again, and would not warn again: after a failure all are.
+BUILD_BOOK = $(BIN)/jupyter-book build book --config _config.yml --path-output . -W -n --keep-going \
+	|| { rm -rf _build/.doctrees; exit 1; }
 
 .PHONY: help book test lint unit chapters pages check format address hooks clean FORCE
 

@@ -17,6 +17,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
+from IPython.core.getipython import get_ipython
 from IPython.display import HTML
 from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
@@ -86,7 +87,8 @@ _STYLE: Any = {
 def use_style() -> None:
     """Make every figure from here on look like the book's; in a notebook also crisp on any screen (SVG)."""
     mpl.rcParams.update(_STYLE)
-    set_matplotlib_formats("svg", metadata={"Date": None})
+    if get_ipython() is not None:
+        set_matplotlib_formats("svg", metadata={"Date": None})
 
 
 def line_style(name: str) -> dict[str, str]:
