@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -46,7 +46,9 @@ def teach(
         recipe: how it is trained.
         images: "fit" keeps the validation images out; "train" learns from all training images.
     """
-    _train(folder, network, METHODS["alone"], data, recipe, images, teacher=None, note="trained on labels alone")
+    _train(
+        folder, network, METHODS["alone"], data, recipe, images, teacher=None, note="trained on labels alone"
+    )
 
 
 def distil(
@@ -78,7 +80,9 @@ def distil(
     _train(folder, network, METHODS[method], data, recipe, images, teacher, note)
 
 
-def evaluate(run: str, split: Literal["validation", "test", "train"] = "test", data: DataSet | None = None) -> None:
+def evaluate(
+    run: str, split: Literal["validation", "test", "train"] = "test", data: DataSet | None = None
+) -> None:
     """Measure a trained network: the share of images that it names right.
 
     Args:
@@ -91,7 +95,9 @@ def evaluate(run: str, split: Literal["validation", "test", "train"] = "test", d
         data = _data_of(Path(run))
     pixels = _load(data, split)
     if pixels.classes != card.classes:
-        raise RunError(f"{run} knows {len(card.classes)} classes, and the data set has {len(pixels.classes)} others")
+        raise RunError(
+            f"{run} knows {len(card.classes)} classes, and the data set has {len(pixels.classes)} others"
+        )
     share = accuracy(model, pixels)
     error = (share * (1 - share) / len(pixels)) ** 0.5
     print(f"{100 * share:.2f} % of {len(pixels)} {split} images (standard error {100 * error:.2f})")
@@ -113,7 +119,13 @@ def predict(run: str, pictures: list[str], top: int = 5) -> None:
 
 
 def draw(
-    folder: str, species: int = 30, families: int = 6, train: int = 30, test: int = 30, size: int = 64, seed: int = 0
+    folder: str,
+    species: int = 30,
+    families: int = 6,
+    train: int = 30,
+    test: int = 30,
+    size: int = 64,
+    seed: int = 0,
 ) -> None:
     """Draw the Birdlets, the embedded data set, in the layout of CUB-200-2011.
 
@@ -165,7 +177,11 @@ def _train(
     card = Card(name, pixels.classes, data.size, data.resize, note=note)
     save_model(place / "model.safetensors", student, card)
     last = history[-1]
-    seen = f", {100 * last['validation_accuracy']:.2f} % of the validation images" if validation is not None else ""
+    seen = (
+        f", {100 * last['validation_accuracy']:.2f} % of the validation images"
+        if validation is not None
+        else ""
+    )
     print(f"{100 * last['train_accuracy']:.2f} % of the training images{seen}")
     print(f"saved {place / 'model.safetensors'} after {time.perf_counter() - began:.0f} s")
 
@@ -182,7 +198,9 @@ def _data_of(run: Path) -> DataSet:
     try:
         return DataSet(**yaml.safe_load(settings.read_text())["data"])
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise RunError(f"{settings} does not say which images the run used ({error}): give --data.root") from error
+        raise RunError(
+            f"{settings} does not say which images the run used ({error}): give --data.root"
+        ) from error
 
 
 def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -193,8 +211,8 @@ def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
         other = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
         if other:
             raise RunError(
-                f"{folder} holds a run with another {other[0]}: there {there.get(other[0])}, here {here.get(other[0])}. "
-                f"Go on with --config {path}, or name another folder"
+                f"{folder} holds a run with another {other[0]}: there {there.get(other[0])}, "
+                f"here {here.get(other[0])}. Go on with --config {path}, or name another folder"
             )
     write_atomically(path, yaml.safe_dump(settings, sort_keys=False))
 
@@ -215,7 +233,9 @@ def main(arguments: list[str] | None = None) -> int:
         options = parser.instantiate(chosen)[name].as_dict()
         options.pop("config", None)
         if name in ("teach", "distil"):
-            settings = {key: asdict(v) if is_dataclass(v) else v for key, v in options.items()}
+            settings = {
+                key: asdict(v) if isinstance(v, (DataSet, Recipe)) else v for key, v in options.items()
+            }
             _keep_settings(Path(options["folder"]), json.loads(json.dumps(settings)))
         COMMANDS[name](**options)
     except KeyboardInterrupt:

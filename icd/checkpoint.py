@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -152,10 +152,10 @@ class Stop:
 
 @contextmanager
 def stop_politely() -> Iterator[Stop]:
-    """Inside, Ctrl-C and SIGTERM only set `requested`, so that a step is never cut in half; twice means now."""
+    """Inside, Ctrl-C and SIGTERM only set `requested`: a step is never cut in half. Twice means now."""
     stop = Stop()
 
-    def ask(signum, frame):
+    def ask(signum: int, frame: object) -> None:
         if stop.requested:
             raise KeyboardInterrupt
         stop.requested = True

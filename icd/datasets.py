@@ -56,10 +56,18 @@ class DataSet:
     def _official(self, split: Literal["train", "test"]) -> Photos:
         root = birdlets.folder() if self.root == "birdlets" else Path(self.root).expanduser()
         if not root.is_dir():
-            raise DataError(f'{root}: there is no such folder. Name one, or "birdlets" for the drawn data set')
+            raise DataError(
+                f'{root}: there is no such folder. Name one, or "birdlets" for the drawn data set'
+            )
         if any((folder / "images.txt").exists() for folder in (root, root / "CUB_200_2011")):
             return birds.CUB200(
-                root, split, self.classes, crop=self.crop, size=self.size, margin=self.margin, resize=self.resize
+                root,
+                split,
+                self.classes,
+                crop=self.crop,
+                size=self.size,
+                margin=self.margin,
+                resize=self.resize,
             )
         if self.crop == "box":
             raise DataError(f'{root} has no boxes: crop="box" is for data sets in the layout of CUB-200-2011')
@@ -67,7 +75,10 @@ class DataSet:
         if not parted:
             photos = class_folders(root, self.classes, size=self.size, resize=self.resize)
             return photos.hold_out(0.2, seed=0)[split == "test"]
-        both = {name: class_folders(root / name, size=self.size, resize=self.resize).classes for name in ("train", "test")}
+        both = {
+            name: class_folders(root / name, size=self.size, resize=self.resize).classes
+            for name in ("train", "test")
+        }
         unshared = sorted(set(both["train"]) ^ set(both["test"]))
         if unshared:
             raise DataError(f"{root}: the class {unshared[0]} is in only one of train/ and test/")

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from icd.precision import full_precision
-from icd.scores import check_scales
-
-# Beyond this a softmax in float32 could meet inf - inf; no score differs from another by as much.
-HUGE = 1e30
-# Of smaller vectors rounding has left no direction.
-TINY = 1e-12
+from icd.checks import (
+    check_choice,
+    check_logits,
+    check_positive,
+    check_regions,
+    check_same_classes,
+    check_scales,
+    check_shape,
+)
+from icd.numerics import directions, divergence, full_precision, leave_out, log_softmax, temper
 
 
 def kd_loss(
@@ -49,11 +51,11 @@ def kd_loss(
     Raises:
         ValueError: shapes that differ, or a temperature that is not positive.
     """
-    _check_logits("kd_loss", student, teacher)
-    _check_positive("temperature", temperature)
+    check_logits("kd_loss", student, teacher)
+    check_positive("temperature", temperature)
     with full_precision(student, teacher) as (student, teacher):
-        divergence = _kl(_log_softmax(teacher, temperature), _log_softmax(student, temperature))
-        return _reduce(temperature**2 * divergence, reduction)
+        apart = divergence(log_softmax(teacher, temperature), log_softmax(student, temperature))
+        return _reduce(temperature**2 * apart, reduction)
 
 
 def dkd_loss(
@@ -85,12 +87,17 @@ def dkd_loss(
     Raises:
         ValueError: shapes that differ, fewer than two classes, a temperature that is not positive.
     """
-    _check_logits("dkd_loss", student, teacher, target)
-    _check_positive("temperature", temperature)
+    check_logits("dkd_loss", student, teacher, target)
+    check_positive("temperature", temperature)
     with full_precision(student, teacher) as (student, teacher):
         others = _all_but(target, student.shape[1])
-        tckd = _kl(_target_or_not(teacher, target, others, temperature), _target_or_not(student, target, others, temperature))
-        nckd = _kl(_log_softmax(teacher, temperature, others), _log_softmax(student, temperature, others))
+        tckd = divergence(
+            _target_or_not(teacher, target, others, temperature),
+            _target_or_not(student, target, others, temperature),
+        )
+        nckd = divergence(
+            log_softmax(teacher, temperature, others), log_softmax(student, temperature, others)
+        )
         return _reduce(temperature**2 * (alpha * tckd + beta * nckd), reduction)
 
 
@@ -124,14 +131,14 @@ def nkd_loss(
     Raises:
         ValueError: shapes that differ, fewer than two classes, a temperature that is not positive.
     """
-    _check_logits("nkd_loss", student, teacher, target)
-    _check_positive("temperature", temperature)
+    check_logits("nkd_loss", student, teacher, target)
+    check_positive("temperature", temperature)
     with full_precision(student, teacher) as (student, teacher):
         label = target[:, None]
-        sure = _log_softmax(teacher).gather(1, label).exp() * _log_softmax(student).gather(1, label)
+        sure = log_softmax(teacher).gather(1, label).exp() * log_softmax(student).gather(1, label)
         others = _all_but(target, student.shape[1]) if exclude_target else None
-        q_teacher = _log_softmax(teacher, temperature, others).exp()
-        spread = (q_teacher * _log_softmax(student, temperature, others)).sum(1)
+        q_teacher = log_softmax(teacher, temperature, others).exp()
+        spread = (q_teacher * log_softmax(student, temperature, others)).sum(1)
         return _reduce(-sure.squeeze(1) - gamma * temperature**2 * spread, reduction)
 
 
@@ -143,7 +150,7 @@ def scale_decoupled_loss(
     *,
     complementary: float = 2.0,
     teacher_logits: Tensor | None = None,
-    **base_arguments,
+    **base_arguments: Any,
 ) -> Tensor:
     """A logit loss applied to every region (scale-decoupled distillation, Wei et al. 2024; chapter 3).
 
@@ -165,22 +172,22 @@ def scale_decoupled_loss(
     Raises:
         ValueError: shapes that differ, and what `base` refuses.
     """
-    _check_regions("scale_decoupled_loss", student_local, teacher_local)
-    if student_local.shape[2] != teacher_local.shape[2]:
-        raise ValueError(_other_classes("scale_decoupled_loss", student_local.shape[2], teacher_local.shape[2]))
+    check_regions("scale_decoupled_loss", student_local, teacher_local)
+    check_same_classes("scale_decoupled_loss", student_local.shape[2], teacher_local.shape[2])
     images, regions, classes = student_local.shape
-    if target.shape != (images,):
-        raise ValueError(f"scale_decoupled_loss: target has shape {tuple(target.shape)}: expected ({images},)")
-    if teacher_logits is not None and teacher_logits.shape != (images, classes):
-        raise ValueError(
-            f"scale_decoupled_loss: teacher_logits have shape {tuple(teacher_logits.shape)}: expected ({images}, {classes})"
-        )
+    check_shape("scale_decoupled_loss", "target", target, (images,))
+    if teacher_logits is not None:
+        check_shape("scale_decoupled_loss", "teacher_logits", teacher_logits, (images, classes))
     whole = teacher_local[:, 0] if teacher_logits is None else teacher_logits
     image_right = whole.argmax(1) == target
     region_right = teacher_local.argmax(2) == target[:, None]
     every = target[:, None].expand(images, regions).reshape(-1)
     loss = base(
-        student_local.reshape(-1, classes), teacher_local.reshape(-1, classes), every, reduction="none", **base_arguments
+        student_local.reshape(-1, classes),
+        teacher_local.reshape(-1, classes),
+        every,
+        reduction="none",
+        **base_arguments,
     ).view(images, regions)
     return torch.where(region_right == image_right[:, None], loss, complementary * loss).mean()
 
@@ -198,12 +205,7 @@ def gram(local: Tensor) -> Tensor:
     if local.ndim != 3:
         raise ValueError(f"gram: region logits have shape {tuple(local.shape)}: expected (B, n, C)")
     with full_precision(local) as (local,):
-        # A cosine does not change with a vector's length: the largest entry goes first, so that squares
-        # neither overflow nor vanish, and is a constant to the gradient for the same reason.
-        largest = local.detach().abs().amax(2, keepdim=True)
-        scaled = local / torch.where(largest > TINY, largest, 1.0)
-        length = torch.linalg.vector_norm(scaled, dim=2, keepdim=True)
-        unit = scaled / torch.where(length > TINY, length, 1.0)
+        unit = directions(local)
         return unit @ unit.transpose(1, 2)
 
 
@@ -243,17 +245,20 @@ def icd_loss(
     Raises:
         ValueError: shapes, scales, weights or temperature that do not fit.
     """
-    _check_regions("icd_loss", student_local, teacher_local)
-    _check_positive("temperature", temperature)
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f'reduction is {reduction!r}: choose "sum" or "mean"')
+    check_regions("icd_loss", student_local, teacher_local)
+    check_positive("temperature", temperature)
+    check_choice("reduction", reduction, ("sum", "mean"))
     scales = check_scales(scales)
     sizes = [m * m for m in scales]
     if student_local.shape[1] != sum(sizes):
-        raise ValueError(f"icd_loss: scales {scales} have {sum(sizes)} regions, the logits {student_local.shape[1]}")
+        raise ValueError(
+            f"icd_loss: scales {scales} have {sum(sizes)} regions, the logits {student_local.shape[1]}"
+        )
     weights = scale_weights(scales) if weights is None else tuple(weights)
     if len(weights) != len(scales) or not all(0 <= w < math.inf for w in weights):
-        raise ValueError(f"icd_loss: weights are {weights}: give {len(scales)} numbers, none negative, one for each scale")
+        raise ValueError(
+            f"icd_loss: weights are {weights}: give {len(scales)} numbers, none negative, one for each scale"
+        )
     with full_precision(student_local, teacher_local) as (student_local, teacher_local):
         if centre:
             student_local = student_local - student_local.mean(2, keepdim=True)
@@ -262,7 +267,10 @@ def icd_loss(
         for weight, student, teacher in zip(
             weights, student_local.split(sizes, 1), teacher_local.split(sizes, 1), strict=True
         ):
-            rows = _kl(_row_log_softmax(teacher, temperature, diagonal), _row_log_softmax(student, temperature, diagonal))
+            rows = divergence(
+                _row_log_softmax(teacher, temperature, diagonal),
+                _row_log_softmax(student, temperature, diagonal),
+            )
             total = total + weight * (rows.sum(1) if reduction == "sum" else rows.mean(1)).mean()
         return total
 
@@ -277,23 +285,15 @@ def _row_log_softmax(local: Tensor, temperature: float, diagonal: bool) -> Tenso
     """Each region's likeness to the others as log-probabilities, (B, n, n)."""
     likeness = gram(local)
     if diagonal:
-        return _log_softmax(likeness, temperature)
+        return log_softmax(likeness, temperature)
     itself = torch.eye(likeness.shape[1], dtype=torch.bool, device=likeness.device)
-    return _log_softmax(likeness, temperature, ~itself)
-
-
-def _log_softmax(scores: Tensor, temperature: float = 1.0, keep: Tensor | None = None) -> Tensor:
-    """Log-probabilities over the last axis, of the entries in `keep` alone where it is given."""
-    tempered = (scores / temperature).clamp(-HUGE, HUGE)
-    if keep is not None:  # far below any score: probability exactly 0, and no inf - inf in a divergence
-        tempered = tempered.masked_fill(~keep, -10 * HUGE)
-    return tempered.log_softmax(-1)
+    return log_softmax(likeness, temperature, ~itself)
 
 
 def _target_or_not(scores: Tensor, target: Tensor, others: Tensor, temperature: float) -> Tensor:
     """Log-probabilities (B, 2) of the target and of all other classes together."""
-    tempered = (scores / temperature).clamp(-HUGE, HUGE)
-    rest = tempered.masked_fill(~others, -10 * HUGE).logsumexp(1)
+    tempered = temper(scores, temperature)
+    rest = leave_out(tempered, ~others).logsumexp(1)
     return torch.stack([tempered.gather(1, target[:, None]).squeeze(1), rest], 1).log_softmax(1)
 
 
@@ -302,46 +302,6 @@ def _all_but(target: Tensor, classes: int) -> Tensor:
     return torch.arange(classes, device=target.device) != target[:, None]
 
 
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) over the last axis; exactly 0 where both are the same."""
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
-
-
 def _reduce(losses: Tensor, reduction: str) -> Tensor:
-    if reduction not in ("mean", "none"):
-        raise ValueError(f'reduction is {reduction!r}: choose "mean" or "none"')
+    check_choice("reduction", reduction, ("mean", "none"))
     return losses.mean() if reduction == "mean" else losses
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value}: give a positive number")
-
-
-def _other_classes(loss: str, student: int, teacher: int) -> str:
-    return (
-        f"{loss} compares class with class: the student has {student} classes and the teacher {teacher}. "
-        "Only losses of Gram matrices and features accept a teacher of other classes"
-    )
-
-
-def _check_logits(loss: str, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> None:
-    if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
-        raise ValueError(
-            f"{loss}: logits have shapes {tuple(student.shape)} (student) and {tuple(teacher.shape)} (teacher): "
-            "expected (B, C) for both"
-        )
-    if student.shape[1] != teacher.shape[1]:
-        raise ValueError(_other_classes(loss, student.shape[1], teacher.shape[1]))
-    if target is not None and target.shape != (len(student),):
-        raise ValueError(f"{loss}: target has shape {tuple(target.shape)}: expected ({len(student)},)")
-    if target is not None and student.shape[1] < 2:
-        raise ValueError(f"{loss} sets the target against the other classes: it needs two classes at least")
-
-
-def _check_regions(loss: str, student: Tensor, teacher: Tensor) -> None:
-    if student.ndim != 3 or teacher.ndim != 3 or student.shape[:2] != teacher.shape[:2]:
-        raise ValueError(
-            f"{loss}: region logits have shapes {tuple(student.shape)} (student) and {tuple(teacher.shape)} (teacher): "
-            "expected (B, N, C), the same B and N for both"
-        )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ class Term:
     needs_teacher: bool = True
 
     def warmed_up(self, epochs: int) -> Term:
-        """The same term, its weight growing linearly over the first epochs: e / epochs in epoch e = 1, 2, ..."""
+        """The same term, its weight growing linearly: e / epochs in epoch e = 1, 2, ..."""
         if epochs < 1:
             raise ValueError(f"a warm-up over {epochs} epochs: give 1 or more")
         return replace(self, warmup_epochs=epochs)
@@ -68,7 +69,9 @@ class Objective:
         names = [term.name for term in self.terms]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"two terms are named {twice[0]!r}: give one of them another name, as its log needs one")
+            raise ValueError(
+                f"two terms are named {twice[0]!r}: give one of them another name, as its log needs one"
+            )
 
     def __add__(self, other: Term | Objective) -> Objective:
         return Objective(self.terms + (other.terms if isinstance(other, Objective) else (other,)))
@@ -120,12 +123,12 @@ def cross_entropy() -> Term:
     return Term("cross_entropy", "cross_entropy()", function, needs_teacher=False)
 
 
-def whole_image(loss: Callable[..., Tensor], **arguments) -> Term:
+def whole_image(loss: Callable[..., Tensor], **arguments: Any) -> Term:
     """A logit loss (`kd_loss`, `dkd_loss`, `nkd_loss`) between the image-level logits of both."""
 
     def function(student: Scores, teacher: Scores | None, target: Tensor) -> Tensor:
         assert teacher is not None
-        return loss(student.logits, teacher.logits, target, **arguments)
+        return loss(student.logits, teacher.logits.detach(), target, **arguments)
 
     return Term(_short(loss), _spell("whole_image", loss.__name__, **arguments), function)
 
@@ -136,14 +139,14 @@ def scale_decoupled(
     *,
     pooling: Pooling = "adaptive",
     repeat: bool = False,
-    **arguments,
+    **arguments: Any,
 ) -> Term:
     """A logit loss between the local logits of both, region by region: `icd.losses.scale_decoupled_loss`."""
     scales = tuple(scales)
 
     def function(student: Scores, teacher: Scores | None, target: Tensor) -> Tensor:
         assert teacher is not None
-        regions = (scores.local(scales, pooling, repeat) for scores in (student, teacher))
+        regions = _regions(student, teacher, scales, pooling, repeat)
         return scale_decoupled_loss(loss, *regions, target, teacher_logits=teacher.logits, **arguments)
 
     spelling = _spell("scale_decoupled", loss.__name__, **_changed(scales, pooling, repeat), **arguments)
@@ -151,7 +154,11 @@ def scale_decoupled(
 
 
 def clustering(
-    scales: Sequence[int] = (1, 2, 4), *, pooling: Pooling = "adaptive", repeat: bool = False, **arguments
+    scales: Sequence[int] = (1, 2, 4),
+    *,
+    pooling: Pooling = "adaptive",
+    repeat: bool = False,
+    **arguments: Any,
 ) -> Term:
     """Gram matrices of local logits compared by KL: `icd.losses.icd_loss`. Published weight: 2.
 
@@ -161,10 +168,19 @@ def clustering(
 
     def function(student: Scores, teacher: Scores | None, target: Tensor) -> Tensor:
         assert teacher is not None
-        regions = (scores.local(scales, pooling, repeat) for scores in (student, teacher))
+        regions = _regions(student, teacher, scales, pooling, repeat)
         return icd_loss(*regions, scales=scales, **arguments)
 
-    return Term("clustering", _spell("clustering", **_changed(scales, pooling, repeat), **arguments), function)
+    return Term(
+        "clustering", _spell("clustering", **_changed(scales, pooling, repeat), **arguments), function
+    )
+
+
+def _regions(student: Scores, teacher: Scores, *how: Any) -> tuple[Tensor, Tensor]:
+    """Local logits of both; nothing flows back into the teacher."""
+    with torch.no_grad():
+        told = teacher.local(*how)
+    return student.local(*how), told
 
 
 def _changed(scales: tuple[int, ...], pooling: Pooling, repeat: bool) -> dict:
@@ -177,8 +193,11 @@ def _short(loss: Callable) -> str:
     return loss.__name__.removesuffix("_loss")
 
 
-def _spell(term: str, *positional: str, **arguments) -> str:
-    named = (f"{name}={value:g}" if isinstance(value, float) else f"{name}={value!r}" for name, value in arguments.items())
+def _spell(term: str, *positional: str, **arguments: Any) -> str:
+    named = (
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value!r}"
+        for name, value in arguments.items()
+    )
     return f"{term}({', '.join([*positional, *named])})"
 
 

@@ -193,7 +193,7 @@ class Photos:
 def class_folders(
     root: str | Path, classes: int | None = None, *, size: int = 224, resize: Resize = "squash"
 ) -> Photos:
-    """Read `root/CLASS/photo.jpg`: each folder is a class, in the order of their names; the first `classes` of them."""
+    """Read `root/CLASS/photo.jpg`: each folder a class, by name; the first `classes` of them."""
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder")

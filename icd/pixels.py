@@ -77,7 +77,9 @@ class Pixels:
             corner = np.full((2, len(rows)), (self.images.shape[1] - self.size) // 2)
             yield self._cut(rows, corner, np.zeros(len(rows), dtype=bool), device)
 
-    def _cut(self, rows: np.ndarray, corner: np.ndarray, flip: np.ndarray, device) -> tuple[Tensor, Tensor]:
+    def _cut(
+        self, rows: np.ndarray, corner: np.ndarray, flip: np.ndarray, device: torch.device | str
+    ) -> tuple[Tensor, Tensor]:
         where = torch.from_numpy(rows).to(self.images.device)
         images = self.images[where].to(device, non_blocking=True)
         across = np.arange(self.size)

@@ -94,7 +94,13 @@ def picture(path: str | Path, card: Card) -> Tensor:
         icd.photos.DataError: the file is not there or does not decode.
     """
     whole = stored_size(card.size)
-    photo = Photos((Path(path),), labels=torch.zeros(1, dtype=torch.int64).numpy(), classes=("?",), size=whole, resize=card.resize)
+    photo = Photos(
+        (Path(path),),
+        labels=torch.zeros(1, dtype=torch.int64).numpy(),
+        classes=("?",),
+        size=whole,
+        resize=card.resize,
+    )
     image, _ = photo[0]
     edge = (whole - card.size) // 2
     return normalise(image[None, :, edge : edge + card.size, edge : edge + card.size])

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icd.precision import full_precision
+from icd.checks import check_choice, check_scales
+from icd.numerics import full_precision
 
 Scales = Sequence[int]
 Pooling = Literal["adaptive", "area"]
@@ -28,7 +29,9 @@ class _Fields(NamedTuple):
 class Scores(_Fields):
     """One batch, gone once through one network: `logits`, `features`, `head`, `stages`."""
 
-    def local(self, scales: Scales = (1, 2, 4), pooling: Pooling = "adaptive", repeat: bool = False) -> Tensor:
+    def local(
+        self, scales: Scales = (1, 2, 4), pooling: Pooling = "adaptive", repeat: bool = False
+    ) -> Tensor:
         """Class scores of every region, (B, N, C): `local_logits` of this batch.
 
         Computed once however many terms of an objective ask for it.
@@ -104,13 +107,16 @@ def local_logits(
         raise ValueError(f"features have shape {tuple(features.shape)}: expected (B, D, H, W)")
     channels, height, width = features.shape[1:]
     if weight.ndim != 2 or weight.shape[1] != channels:
-        raise ValueError(f"the head's weight has shape {tuple(weight.shape)}: expected (C, {channels}), as the map")
+        raise ValueError(
+            f"the head's weight has shape {tuple(weight.shape)}: expected (C, {channels}), as the map"
+        )
     scales = check_scales(scales)
+    check_choice("pooling", pooling, ("adaptive", "area"))
     finest = max(scales)
     if finest > min(height, width) and not repeat:
         raise ValueError(
-            f"scale {finest} cuts a {height} x {width} map into {finest} x {finest} regions, more than it has "
-            "cells: they would only repeat. Use coarser scales, or say repeat=True"
+            f"scale {finest} cuts a {height} x {width} map into {finest} x {finest} regions, more than it "
+            "has cells: they would only repeat. Use coarser scales, or say repeat=True"
         )
     plan = _plan if type(features) is Tensor else _plan.__wrapped__  # a cache must not keep fake tensors
     with full_precision(features, weight) as (features, weight):
@@ -120,26 +126,21 @@ def local_logits(
         return logits if blocks is None else blocks @ logits
 
 
-def check_scales(scales: Scales) -> tuple[int, ...]:
-    """`scales` as a tuple of positive integers, or ValueError."""
-    kept = tuple(scales)
-    if not kept or any(isinstance(m, bool) or not isinstance(m, int) or m < 1 for m in kept):
-        raise ValueError(f"scales are {kept}: give one or more positive integers, like (1, 2, 4)")
-    return kept
-
-
 @lru_cache(maxsize=64)
 def _plan(
-    height: int, width: int, scales: tuple[int, ...], pooling: Pooling, dtype: torch.dtype, device: torch.device
+    height: int,
+    width: int,
+    scales: tuple[int, ...],
+    pooling: Pooling,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor | None]:
     """Pooling as two fixed matrices: map pixels -> cells (HW, K), cells -> regions (N, K).
 
     The cells are the finest grid, and the grids of scales that do not divide it.
     """
-    if pooling not in ("adaptive", "area"):
-        raise ValueError(f'pooling is {pooling!r}: choose "adaptive" or "area"')
     finest = max(scales)
-    grids = [finest] + sorted({m for m in scales if finest % m})
+    grids = [finest, *sorted({m for m in scales if finest % m})]
     cells = torch.cat([torch.kron(_bins(height, m, pooling), _bins(width, m, pooling)) for m in grids])
     if scales == (finest,):
         return cells.T.to(dtype=dtype, device=device), None

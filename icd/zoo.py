@@ -23,7 +23,9 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or width_in != width:
-            self.shortcut = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -49,9 +51,13 @@ class SmallResNet(nn.Module):
     ):
         super().__init__()
         if len(widths) != len(blocks):
-            raise ValueError(f"{len(widths)} widths and {len(blocks)} counts of blocks: give one of each for every stage")
+            raise ValueError(
+                f"{len(widths)} widths and {len(blocks)} counts of blocks: give one of each for every stage"
+            )
         self.stem = nn.Sequential(
-            nn.Conv2d(3, widths[0], 3, stem_stride, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
+            nn.Conv2d(3, widths[0], 3, stem_stride, 1, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(inplace=True),
         )
         self.stages = nn.ModuleList()
         for i, (width, count) in enumerate(zip(widths, blocks, strict=True)):
@@ -74,7 +80,7 @@ class SmallResNet(nn.Module):
         return score(self, images).logits
 
 
-# Name -> how it is built from a number of classes. resnetL-W: L layers with weights, W channels in the first stage.
+# Name -> how it is built from a number of classes. resnetL-W: L layers, W channels in the first stage.
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "resnet10-8": partial(SmallResNet, widths=(8, 16, 32, 64)),
     "resnet10-16": partial(SmallResNet, widths=(16, 32, 64, 128)),

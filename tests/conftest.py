@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# How long an example takes says more of the machine than of the code.
+hypothesis.settings.register_profile("icd", deadline=None)
+hypothesis.settings.load_profile("icd")
 
 
 def pages_in_toc() -> list[str]:

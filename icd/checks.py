@@ -1,0 +1,65 @@
+"""What losses refuse, each in one sentence that says what was wrong and what to give instead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def check_scales(scales: Sequence[int]) -> tuple[int, ...]:
+    """`scales` as a tuple of positive integers, or ValueError."""
+    kept = tuple(scales)
+    if not kept or any(isinstance(m, bool) or not isinstance(m, int) or m < 1 for m in kept):
+        raise ValueError(f"scales are {kept}: give one or more positive integers, like (1, 2, 4)")
+    return kept
+
+
+def check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}: give a positive number")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}: choose {' or '.join(repr(choice) for choice in choices)}")
+
+
+def check_same_classes(loss: str, student: int, teacher: int) -> None:
+    if student != teacher:
+        raise ValueError(
+            f"{loss} compares class with class: the student has {student} classes and the teacher {teacher}. "
+            "Only losses of Gram matrices and features accept a teacher of other classes"
+        )
+
+
+def check_logits(loss: str, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> None:
+    """(B, C) twice, and a label for each of the B where a loss needs one."""
+    if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
+        raise ValueError(f"{loss}: logits have shapes {_both(student, teacher)}: expected (B, C) for both")
+    check_same_classes(loss, student.shape[1], teacher.shape[1])
+    if target is not None:
+        check_shape(loss, "target", target, (len(student),))
+        if student.shape[1] < 2:
+            raise ValueError(
+                f"{loss} sets the target against the other classes: it needs two classes at least"
+            )
+
+
+def check_regions(loss: str, student: Tensor, teacher: Tensor) -> None:
+    """(B, N, C) twice, with B and N the same."""
+    if student.ndim != 3 or teacher.ndim != 3 or student.shape[:2] != teacher.shape[:2]:
+        raise ValueError(
+            f"{loss}: region logits have shapes {_both(student, teacher)}: expected (B, N, C), "
+            "the same B and N for both"
+        )
+
+
+def check_shape(loss: str, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape:
+        raise ValueError(f"{loss}: {name} has shape {tuple(tensor.shape)}: expected {shape}")
+
+
+def _both(student: Tensor, teacher: Tensor) -> str:
+    return f"{tuple(student.shape)} (student) and {tuple(teacher.shape)} (teacher)"

@@ -1,0 +1,132 @@
+"""Local logits: what pooling and the head promise, at any scale of any map."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from icd import Scores, local_logits, score
+from icd.zoo import SmallResNet
+
+maps = st.tuples(st.integers(4, 28), st.integers(4, 28))
+scale_sets = st.lists(st.integers(1, 4), min_size=1, max_size=4, unique=True).map(tuple)
+
+
+def features_and_head(
+    height: int, width: int, classes: int = 5, channels: int = 3
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(height * 100 + width)
+    shapes = (2, channels, height, width), (classes, channels), (classes,)
+    return tuple(torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in shapes)
+
+
+@given(maps, scale_sets)
+def test_area_pooling_keeps_the_images_logits_as_the_mean_at_every_scale(size, scales):
+    features, weight, bias = features_and_head(*size)
+    image = F.linear(features.mean((2, 3)), weight, bias)
+    regions = local_logits(features, weight, bias, scales, "area").split([m * m for m in scales], 1)
+    for of_scale in regions:
+        torch.testing.assert_close(of_scale.mean(1), image)
+
+
+@given(maps, scale_sets)
+def test_adaptive_pooling_is_torchs_and_coarse_scales_average_the_finest(size, scales):
+    features, weight, bias = features_and_head(*size)
+    finest = max(scales)
+    expected = []
+    for m in scales:
+        source = F.adaptive_avg_pool2d(features, finest) if finest % m == 0 else features
+        expected.append(F.adaptive_avg_pool2d(source, m).flatten(2))
+    expected = F.linear(torch.cat(expected, 2).transpose(1, 2), weight, bias)
+    torch.testing.assert_close(local_logits(features, weight, bias, scales), expected)
+
+
+@given(st.permutations([1, 2, 3, 4]))
+def test_regions_come_in_the_order_of_the_scales(scales):
+    features, weight, bias = features_and_head(12, 12)
+    together = local_logits(features, weight, bias, scales, "area")
+    apart = torch.cat([local_logits(features, weight, bias, (m,), "area") for m in scales], 1)
+    torch.testing.assert_close(together, apart)
+
+
+def test_both_poolings_agree_where_the_scale_divides_the_map_and_differ_where_not():
+    for side, agree in ((8, True), (12, True), (7, False), (14, False)):
+        features, weight, bias = features_and_head(side, side)
+        pair = [local_logits(features, weight, bias, (1, 2, 4), pooling) for pooling in ("adaptive", "area")]
+        assert torch.allclose(*pair) is agree
+
+
+def test_a_head_without_bias_and_one_region_alone():
+    features, weight, _ = features_and_head(5, 7)
+    torch.testing.assert_close(
+        local_logits(features, weight, None, (1,))[:, 0], features.mean((2, 3)) @ weight.T
+    )
+
+
+def test_a_scale_finer_than_the_map_only_repeats_and_must_be_asked_for():
+    features, weight, bias = features_and_head(2, 2)
+    with pytest.raises(
+        ValueError, match="scale 4 cuts a 2 x 2 map into 4 x 4 regions, more than it has cells"
+    ):
+        local_logits(features, weight, bias)
+    for pooling in ("adaptive", "area"):
+        fine = local_logits(features, weight, bias, (4,), pooling, repeat=True).view(2, 4, 4, 5)
+        cells = local_logits(features, weight, bias, (2,), pooling).view(2, 2, 2, 5)
+        torch.testing.assert_close(fine, cells.repeat_interleave(2, 1).repeat_interleave(2, 2))
+
+
+def test_gradients_reach_features_and_head_and_are_exact():
+    inputs = [tensor.requires_grad_() for tensor in features_and_head(5, 7)]
+    assert torch.autograd.gradcheck(lambda *args: local_logits(*args, (1, 2, 3)), inputs)
+
+
+def test_half_precision_features_give_float32_logits_also_under_autocast():
+    features, weight, bias = (tensor.float() for tensor in features_and_head(7, 7))
+    full = local_logits(features, weight, bias, pooling="area")
+    for dtype, tolerance in ((torch.float16, 5e-3), (torch.bfloat16, 5e-2)):
+        with torch.autocast("cpu", torch.bfloat16):
+            half = local_logits(features.to(dtype), weight, bias, pooling="area")
+        assert half.dtype == torch.float32
+        torch.testing.assert_close(half, full, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("scales", [(), (0,), (1, -2), (1.5,), (True,), ("1",)])
+def test_scales_must_be_positive_integers(scales):
+    with pytest.raises(ValueError, match="positive integers"):
+        local_logits(*features_and_head(8, 8), scales)
+
+
+def test_what_does_not_fit_is_refused():
+    features, weight, bias = features_and_head(8, 8)
+    with pytest.raises(ValueError, match=r"expected \(B, D, H, W\)"):
+        local_logits(features[0], weight, bias)
+    with pytest.raises(ValueError, match=r"weight has shape \(5, 2\): expected \(C, 3\)"):
+        local_logits(features, weight[:, :2], bias)
+    with pytest.raises(ValueError, match="pooling is 'max'"):
+        local_logits(features, weight, bias, pooling="max")
+
+
+def test_scores_hold_what_forward_says_and_compute_local_logits_once():
+    model = SmallResNet(7).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        said = score(model, images)
+        torch.testing.assert_close(said.logits, model(images))
+        assert said.features.shape == (2, 128, 4, 4)
+        assert [tuple(stage.shape[1:]) for stage in said.stages] == [
+            (16, 32, 32),
+            (32, 16, 16),
+            (64, 8, 8),
+            (128, 4, 4),
+        ]
+        torch.testing.assert_close(said.local()[:, 0], said.logits)
+    assert said.local() is said.local((1, 2, 4))
+    assert said.local(pooling="area") is not said.local()
+    assert isinstance(said, Scores)
+
+
+def test_a_module_without_a_map_is_refused_by_name():
+    with pytest.raises(TypeError, match="Flatten has no `maps"):
+        score(nn.Flatten(), torch.zeros(1, 3, 8, 8))

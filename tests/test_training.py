@@ -1,0 +1,268 @@
+"""Training: the recipe, the loop, and runs that are stopped in every way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from icd.checkpoint import NonFiniteLoss, RunError
+from icd.evidence import accuracy
+from icd.losses import kd_loss
+from icd.objective import METHODS, Objective, Term, clustering, cross_entropy, scale_decoupled
+from icd.pixels import Pixels
+from icd.training import Learner, Recipe, fit, fit_together
+from icd.zoo import SmallResNet
+
+QUICK = Recipe(epochs=3, batch_size=16, learning_rate=0.05, schedule="one-cycle", precision="float32")
+
+
+def stripes(count: int = 96, classes: int = 4, side: int = 36, seed: int = 0) -> Pixels:
+    """Images of noise over stripes; the class is their direction and width."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    grid = np.indices((side, side))
+    images = generator.integers(0, 120, (count, side, side, 3))
+    for image, label in zip(images, labels, strict=True):
+        image += (135 * (grid[label % 2] // (3 + label) % 2))[:, :, None]
+    names = tuple(f"class {i}" for i in range(classes))
+    return Pixels(
+        torch.from_numpy(images.astype(np.uint8)), torch.from_numpy(labels), names, 32, {}, str(seed)
+    )
+
+
+def small(seed: int = 0, classes: int = 4) -> SmallResNet:
+    torch.manual_seed(seed)
+    return SmallResNet(classes, widths=(8, 12, 16), blocks=(1, 1, 1))
+
+
+def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
+
+
+def test_a_student_learns_and_a_teacher_does_not_change(tmp_path):
+    data, teacher, student = stripes(), small(1), small(2)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    recipe = Recipe(epochs=8, batch_size=16, schedule="one-cycle")
+    log = fit(teacher, METHODS["alone"], data, recipe, progress=False)
+    assert log[-1]["cross_entropy"] < 0.5 * log[0]["cross_entropy"]
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    log = fit(
+        student, METHODS["iCD-KD"], data, recipe, teacher=teacher, validation=stripes(seed=1), progress=False
+    )
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert log[-1]["validation_accuracy"] == accuracy(student, stripes(seed=1)) > 0.7
+    assert set(log[0]) >= {
+        "epoch",
+        "cross_entropy",
+        "sd_kd",
+        "clustering",
+        "train_accuracy",
+        "learning_rate",
+        "seconds",
+    }
+
+
+def test_the_published_schedule_and_the_short_one():
+    published = Recipe()
+    rates = [published.rate(epoch / 240) for epoch in (0, 149, 150, 180, 210, 239)]
+    assert rates == pytest.approx([0.05, 0.05, 0.005, 5e-4, 5e-5, 5e-5])
+    short = Recipe(schedule="one-cycle")
+    rates = [short.rate(i / 1000) for i in range(1000)]
+    assert max(rates) == pytest.approx(0.05) == rates[200]
+    assert rates[0] == pytest.approx(0.002)
+    assert rates[-1] < 1e-5
+
+
+def test_a_run_with_one_seed_repeats_to_the_bit_and_another_seed_differs():
+    runs = []
+    for seed in (0, 0, 1):
+        student = small()
+        fit(student, METHODS["alone"], stripes(), Recipe(epochs=2, batch_size=16, seed=seed), progress=False)
+        runs.append(student)
+    assert same_weights(runs[0], runs[1])
+    assert not same_weights(runs[0], runs[2])
+
+
+def test_students_side_by_side_are_what_they_are_alone():
+    data, teacher = stripes(), small(1).eval()
+    methods = ("alone", "KD", "iCD-KD")
+    together = [Learner(small(5), METHODS[name], name) for name in methods]
+    fit_together(together, data, QUICK, teacher=teacher, progress=False)
+    for learner in together:
+        single = small(5)
+        fit(single, METHODS[learner.name], data, QUICK, teacher=teacher, progress=False)
+        assert same_weights(single, learner.network), learner.name
+
+
+def interrupt(teacher: SmallResNet, call: int) -> None:
+    """Make `teacher` press Ctrl-C when it is asked for the `call`-th time."""
+    maps, calls = teacher.maps, 0
+
+    def interrupting(images):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGINT)
+        return maps(images)
+
+    teacher.maps = interrupting
+
+
+def test_ctrl_c_leaves_a_checkpoint_of_that_step_and_the_run_goes_on_to_the_same_bits(tmp_path):
+    data, teacher, never_stopped, stopped = stripes(), small(1), small(3), small(3)
+    fit(never_stopped, METHODS["KD"], data, QUICK, teacher=teacher, progress=False)
+    interrupt(teacher, 9)
+    with pytest.raises(KeyboardInterrupt):
+        fit(stopped, METHODS["KD"], data, QUICK, teacher=teacher, folder=tmp_path, progress=False)
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert (kept["epoch"], kept["step"]) == (1, 3)
+    fresh = small(99)  # what it starts from no longer matters
+    log = fit(fresh, METHODS["KD"], data, QUICK, teacher=teacher, folder=tmp_path, progress=False)
+    assert same_weights(fresh, never_stopped)
+    assert [row["epoch"] for row in log] == [1, 2, 3]
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[0]["precision"] == "no"
+    assert [line["epoch"] for line in lines[1:]] == [1, 2, 3]
+
+
+RUN = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_training import *
+torch.set_num_threads(1)
+fit(small(3), METHODS["iCD-KD"], stripes(), Recipe(epochs=12, batch_size=16, precision="float32"),
+    teacher=small(1), folder=sys.argv[1], checkpoint_seconds=0.0, progress=False)
+"""
+
+
+def run_until_killed(folder, wait: float | None) -> int:
+    """The run above in a process of its own, killed so long after its first checkpoint; its exit status."""
+    code = RUN.format(tests=os.path.dirname(__file__))
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder)])
+    if wait is not None:
+        written = (folder / "checkpoint.pt").stat().st_mtime_ns if (folder / "checkpoint.pt").exists() else 0
+        while process.poll() is None and not (
+            (folder / "checkpoint.pt").exists() and (folder / "checkpoint.pt").stat().st_mtime_ns > written
+        ):
+            time.sleep(0.005)
+        time.sleep(wait)
+        process.kill()
+    return process.wait()
+
+
+def test_a_run_killed_three_times_ends_in_the_bits_of_one_never_stopped(tmp_path):
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    torn.mkdir()
+    assert run_until_killed(whole, None) == 0
+    for wait in (0.02, 0.11, 0.3):
+        assert run_until_killed(torn, wait) == -signal.SIGKILL
+    assert run_until_killed(torn, None) == 0
+    ends = [
+        torch.load(folder / "checkpoint.pt", weights_only=True)["learners"]["student"]
+        for folder in (whole, torn)
+    ]
+    for name, value in ends[0]["network"].items():
+        assert torch.equal(value, ends[1]["network"][name]), name
+    drop = {"seconds"}
+    histories = [[{k: v for k, v in row.items() if k not in drop} for row in end["history"]] for end in ends]
+    assert histories[0] == histories[1]
+
+
+def explosive(at: int) -> Term:
+    """A term that is no number from the call `at` on."""
+    calls = 0
+
+    def function(student, teacher, target):
+        nonlocal calls
+        calls += 1
+        return student.logits.mean() * (float("nan") if calls >= at else 0.0)
+
+    return Term("explosive", "explosive()", function, needs_teacher=False)
+
+
+def test_a_loss_that_is_no_number_stops_with_epoch_step_and_term_and_keeps_the_last_checkpoint(tmp_path):
+    with pytest.raises(NonFiniteLoss, match="student: explosive is nan in epoch 2, step 4"):
+        fit(small(), cross_entropy() + explosive(10), stripes(), QUICK, folder=tmp_path, progress=False)
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert (kept["epoch"], kept["step"]) == (1, 0)
+    assert all(value.isfinite().all() for value in kept["learners"]["student"]["network"].values())
+
+
+def test_another_run_in_the_folder_is_not_overwritten(tmp_path):
+    data = stripes()
+    fit(small(), METHODS["alone"], data, QUICK, folder=tmp_path, progress=False)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    other = Recipe(epochs=4, batch_size=16, schedule="one-cycle", precision="float32")
+    for change in (
+        lambda: fit(small(), METHODS["alone"], data, other, folder=tmp_path, progress=False),
+        lambda: fit(small(), 2.0 * cross_entropy(), data, QUICK, folder=tmp_path, progress=False),
+        lambda: fit(SmallResNet(4), METHODS["alone"], data, QUICK, folder=tmp_path, progress=False),
+        lambda: fit(small(), METHODS["alone"], stripes(seed=3), QUICK, folder=tmp_path, progress=False),
+    ):
+        with pytest.raises(RunError, match="holds a run with another"):
+            change()
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    finished = small()
+    assert len(fit(finished, METHODS["alone"], data, QUICK, folder=tmp_path, progress=False)) == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"cos\nsystem\n(S'false'\ntR."])
+def test_a_file_that_is_no_checkpoint_is_refused_unread(tmp_path, content):
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(
+        RunError, match=r"checkpoint.pt is not a checkpoint of this program, or it is damaged"
+    ):
+        fit(small(), METHODS["alone"], stripes(), QUICK, folder=tmp_path, progress=False)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    import icd.files
+
+    data, fsync, calls = stripes(), os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > 2:
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(icd.files.os, "fsync", full)
+    with pytest.raises(
+        RunError, match=r"could not be written .No space left on device.. The one before it is kept"
+    ):
+        fit(small(), METHODS["alone"], data, QUICK, folder=tmp_path, progress=False)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["epoch"] == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "log.jsonl"]
+
+
+def test_bf16_follows_float32():
+    logs = {}
+    for precision in ("float32", "bf16"):
+        recipe = Recipe(epochs=6, batch_size=16, precision=precision)
+        objective = 0.1 * cross_entropy() + 0.9 * scale_decoupled(kd_loss) + 2.0 * clustering()
+        logs[precision] = fit(small(4), objective, stripes(), recipe, teacher=small(1), progress=False)
+    curves = [[sum(row[name] for name in objective.names) for row in log] for log in logs.values()]
+    np.testing.assert_allclose(curves[1], curves[0], rtol=0.05)
+
+
+def test_what_cannot_be_is_refused_before_anything_runs():
+    with pytest.raises(RunError, match="hand one over with teacher="):
+        fit(small(), METHODS["KD"], stripes(), QUICK)
+    for wrong, message in (
+        ({"epochs": 0}, "epochs is 0: give a positive number"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"momentum": 1.0}, "momentum is 1.0: give 0 or more, and less than 1"),
+        ({"weight_decay": -1}, "weight_decay is -1"),
+        ({"schedule": "cosine"}, "schedule is 'cosine': choose"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Recipe(**wrong)
+    assert Objective((cross_entropy(),)).needs_teacher is False
