@@ -7,6 +7,7 @@ The embedded data set. `draw` writes one, `folder` gives the default one from a 
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -94,11 +95,14 @@ def draw(
 def folder(progress: bool = True, **settings: int) -> Path:
     """The data set of these settings of `draw` (by default, the default one), drawn on first use.
 
-    It lies in the folder that the environment variable ICD_CACHE names, else in the user's cache.
+    It lies in the folder that the environment variable ICD_CACHE names, else in the user's cache, under
+    a name made of all its settings.
     """
     cache = Path(os.environ.get("ICD_CACHE") or platformdirs.user_cache_dir("icd"))
-    given = "".join(f"-{name}{value}" for name, value in sorted(settings.items()))
-    return draw(cache / f"birdlets-v{FORMAT}{given}", progress=progress, **settings)
+    parameters = inspect.signature(draw).parameters
+    defaults = {name: parameters[name].default for name in parameters if name not in ("root", "progress")}
+    values = "-".join(f"{name}{value}" for name, value in (defaults | settings).items())
+    return draw(cache / f"birdlets-v{FORMAT}-{values}", progress=progress, **settings)
 
 
 def families(root: str | Path) -> np.ndarray:
