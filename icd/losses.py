@@ -192,11 +192,12 @@ def scale_decoupled_loss(
     return torch.where(region_right == image_right[:, None], loss, complementary * loss).mean()
 
 
-def gram(local: Tensor) -> Tensor:
+def gram(local: Tensor, centre: bool = False) -> Tensor:
     """Who looks like whom: cosines between the regions of one image at one scale (chapter 4).
 
     Args:
         local: region logits (B, n, C).
+        centre: subtract each region's mean over classes first, so that a shift of all its logits is not seen.
 
     Returns:
         (B, n, n), symmetric, ones on the diagonal; zeros for a region whose logits are all zero,
@@ -205,7 +206,7 @@ def gram(local: Tensor) -> Tensor:
     if local.ndim != 3:
         raise ValueError(f"gram: region logits have shape {tuple(local.shape)}: expected (B, n, C)")
     with full_precision(local) as (local,):
-        unit = directions(local)
+        unit = directions(local, centre)
         return unit @ unit.transpose(1, 2)
 
 
@@ -260,16 +261,13 @@ def icd_loss(
             f"icd_loss: weights are {weights}: give {len(scales)} numbers, none negative, one for each scale"
         )
     with full_precision(student_local, teacher_local) as (student_local, teacher_local):
-        if centre:
-            student_local = student_local - student_local.mean(2, keepdim=True)
-            teacher_local = teacher_local - teacher_local.mean(2, keepdim=True)
         total = student_local.new_zeros(())
         for weight, student, teacher in zip(
             weights, student_local.split(sizes, 1), teacher_local.split(sizes, 1), strict=True
         ):
             rows = divergence(
-                _row_log_softmax(teacher, temperature, diagonal),
-                _row_log_softmax(student, temperature, diagonal),
+                _row_log_softmax(teacher, temperature, centre, diagonal),
+                _row_log_softmax(student, temperature, centre, diagonal),
             )
             total = total + weight * (rows.sum(1) if reduction == "sum" else rows.mean(1)).mean()
         return total
@@ -281,9 +279,9 @@ def scale_weights(scales: Sequence[int]) -> tuple[float, ...]:
     return tuple(w / sum(raw) for w in raw)
 
 
-def _row_log_softmax(local: Tensor, temperature: float, diagonal: bool) -> Tensor:
+def _row_log_softmax(local: Tensor, temperature: float, centre: bool, diagonal: bool) -> Tensor:
     """Each region's likeness to the others as log-probabilities, (B, n, n)."""
-    likeness = gram(local)
+    likeness = gram(local, centre)
     if diagonal:
         return log_softmax(likeness, temperature)
     itself = torch.eye(likeness.shape[1], dtype=torch.bool, device=likeness.device)

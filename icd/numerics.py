@@ -44,13 +44,17 @@ def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def directions(vectors: Tensor) -> Tensor:
-    """Vectors of the last axis at length 1; a zero vector, which has no direction, stays zero.
+def directions(vectors: Tensor, centre: bool = False) -> Tensor:
+    """Vectors of the last axis at length 1, with `centre` after their mean is subtracted.
 
     A direction does not change with a vector's length. So the largest entry is divided out first, that
-    squares neither overflow nor vanish, and is a constant to the gradient for the same reason.
+    sums and squares neither overflow nor vanish, and is a constant to the gradient for the same reason.
+    A vector of zeros, or one that centring leaves nothing but rounding of, has no direction and becomes zero.
     """
     largest = vectors.detach().abs().amax(-1, keepdim=True)
     scaled = vectors / torch.where(largest > TINY, largest, 1.0)
+    if centre:
+        scaled = scaled - scaled.mean(-1, keepdim=True)
     length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-    return scaled / torch.where(length > TINY, length, 1.0)
+    rounding = vectors.shape[-1] * torch.finfo(vectors.dtype).eps
+    return torch.where(length > rounding, scaled / torch.where(length > rounding, length, 1.0), 0.0)

@@ -289,7 +289,7 @@ def test_other_classes_suit_gram_matrices_alone():
         ),
         (
             lambda: kd_loss(draw(0, 2, 3), draw(1, 2, 3), reduction="sum"),
-            "reduction is 'sum': choose \"mean\"",
+            "reduction is .sum.: choose .mean. or .none.",
         ),
         (
             lambda: dkd_loss(draw(0, 2, 3), draw(1, 2, 3), labels(0, 3, 3)),
