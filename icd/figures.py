@@ -55,6 +55,8 @@ _STYLE: Any = {
     "figure.figsize": (6.8, 3.6),
     "figure.dpi": 100,
     "figure.constrained_layout.use": True,
+    "figure.constrained_layout.h_pad": 0.12,
+    "figure.constrained_layout.w_pad": 0.12,
     "savefig.facecolor": PAPER,
     "axes.facecolor": PAPER,
     "axes.edgecolor": INK,
@@ -169,9 +171,10 @@ def flipbook(
     return HTML(
         f"{_FLIPBOOK_CSS}"
         f'<figure class="icd-flipbook" data-labels="{said}"><div>{images}</div>'
-        f'<label>{html.escape(name)}<input type="range" min="0" max="{len(frames) - 1}" value="{start}"'
+        f'<div class="icd-turn"><label>{html.escape(name)}'
+        f'<input type="range" min="0" max="{len(frames) - 1}" value="{start}"'
         f' aria-valuetext="{html.escape(labels[start])}" autocomplete="off" oninput="{_FLIPBOOK_JS}"></label>'
-        f"<output>{html.escape(labels[start])}</output></figure>"
+        f"<output>{html.escape(labels[start])}</output></div></figure>"
     )
 
 
@@ -183,9 +186,10 @@ _FLIPBOOK_JS = html.escape(
 _FLIPBOOK_CSS = (
     "<style>.icd-flipbook{margin:1em 0;max-width:100%}"
     ".icd-flipbook img{display:block;max-width:100%;height:auto}.icd-flipbook img[hidden]{display:none}"
-    ".icd-flipbook label{display:inline-flex;align-items:center;gap:.7em;max-width:100%}"
-    ".icd-flipbook input{width:18em;max-width:50vw;min-height:24px}"
-    ".icd-flipbook output{margin-left:.7em;font-variant-numeric:tabular-nums;font-weight:600}</style>"
+    ".icd-turn{display:flex;flex-wrap:wrap;gap:.2em .8em;margin-top:.5em}"
+    ".icd-turn label{display:flex;align-items:center;gap:.8em;margin:0}"
+    ".icd-turn input{width:18em;max-width:50vw;min-height:24px}"
+    ".icd-turn output{font-variant-numeric:tabular-nums;font-weight:600}</style>"
 )
 
 
