@@ -103,19 +103,17 @@ def evaluate(
     print(f"{100 * share:.2f} % of {len(pixels)} {split} images (standard error {100 * error:.2f})")
 
 
-def predict(run: str, pictures: list[str], top: int = 5) -> None:
+def predict(run: str, picture: str, top: int = 5) -> None:
     """Name the bird in any picture.
 
     Args:
         run: the folder of a finished run, or its model.safetensors.
-        pictures: image files.
-        top: how many names to print for each.
+        picture: an image file.
+        top: how many names to print, the likeliest first.
     """
     model, card = load_model(run)
-    for path in pictures:
-        print(path)
-        for name, chance in name_bird(model, card, path, top):
-            print(f"  {100 * chance:5.1f} %  {name}")
+    for name, chance in name_bird(model, card, picture, top):
+        print(f"{100 * chance:5.1f} %  {name}")
 
 
 def draw(
@@ -168,9 +166,10 @@ def _train(
 ) -> None:
     place = Path(folder)
     master = None if teacher is None else load_model(teacher)[0]
-    pixels, validation = _load(data, images), _load(data, "validation") if images == "fit" else None
+    photos = data.photos(images)
     torch.manual_seed(recipe.seed)
-    student = network(name, len(pixels.classes))
+    student = network(name, len(photos.classes))
+    pixels, validation = _load(data, images), _load(data, "validation") if images == "fit" else None
     print(f"{name} for {objective} on {len(pixels)} images of {len(pixels.classes)} classes")
     began = time.perf_counter()
     history = fit(student, objective, pixels, recipe, teacher=master, validation=validation, folder=place)
@@ -226,7 +225,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 for what went wrong with a reason, 130 for Ctrl-C."""
-    parser = capture_parser(auto_cli, COMMANDS, prog="python -m icd")
+    parser = capture_parser(auto_cli, COMMANDS, prog="python -m icd", allow_abbrev=False)
     chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     name = chosen.subcommand
     try:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from icd.training import Learner, Recipe
 
 
+# What Accelerate calls float32 is "no" mixed precision.
+PRECISIONS = {"no": "float32", "bf16": "bf16", "fp16": "fp16"}
+
+
 class RunError(RuntimeError):
     """A run cannot start, go on or be read; the message says what to do."""
 
@@ -52,7 +56,7 @@ class Checkpoint:
         # A run goes on only if all of this is as it was.
         self.settings = {
             "recipe": json.loads(json.dumps(asdict(recipe))),
-            "precision": accelerator.mixed_precision,
+            "precision": PRECISIONS[accelerator.mixed_precision],
             "objectives": {learner.name: str(learner.objective) for learner in learners},
             "networks": {learner.name: describe(learner.network) for learner in learners},
             "images": f"{len(data)} of {len(data.classes)} classes, {data.size} pixels, {data.fingerprint}",

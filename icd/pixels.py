@@ -138,7 +138,7 @@ def _decode(photos: Photos, path: Path, progress: bool) -> dict[str, int]:
     """Write all photographs to `path` (N, S, S, 3); returns what was mended how often."""
     mended: Counter[str] = Counter()
     shape = (len(photos), photos.size, photos.size, 3)
-    bar = tqdm(total=len(photos), desc="decoding", unit="image", disable=not progress, leave=False)
+    bar = tqdm(total=len(photos), desc="decoding", unit="image", delay=1, disable=not progress, leave=False)
     with atomic_file(path) as file, ThreadPoolExecutor(os.cpu_count()) as pool, bar:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for start in range(0, len(photos), CHUNK):

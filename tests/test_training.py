@@ -129,7 +129,7 @@ def test_ctrl_c_leaves_a_checkpoint_of_that_step_and_the_run_goes_on_to_the_same
     assert same_weights(fresh, never_stopped)
     assert [row["epoch"] for row in log] == [1, 2, 3]
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert lines[0]["precision"] == "no"
+    assert lines[0]["precision"] == "float32"
     assert [line["epoch"] for line in lines[1:]] == [1, 2, 3]
 
 
