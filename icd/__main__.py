@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
 from dataclasses import asdict
@@ -15,6 +16,7 @@ import yaml
 from jsonargparse import auto_cli, capture_parser
 
 from icd import birdlets
+from icd import compare as comparison
 from icd.checkpoint import NonFiniteLoss, RunError
 from icd.datasets import DataSet
 from icd.evidence import accuracy
@@ -78,6 +80,45 @@ def distil(
         raise RunError(f'there is no method "{method}": {hint}There are {", ".join(METHODS)}')
     note = f"{method}, taught by {teacher}"
     _train(folder, network, METHODS[method], data, recipe, images, teacher, note)
+
+
+def compare(
+    teacher: str,
+    folder: str,
+    methods: str = "alone,KD,SD-KD,iCD-KD",
+    seeds: int = 5,
+    network: str = "resnet10-16",
+    data: DataSet = DataSet(),
+    recipe: Recipe = Recipe(),
+    split: Literal["validation", "test"] = "validation",
+) -> None:
+    """Compare methods over seeds: a table of runs, and the differences with their intervals.
+
+    Students of a seed start alike and see the same batches. Give the same command again and what was
+    stopped goes on; with more methods or seeds, only what is missing runs.
+
+    Args:
+        teacher: the folder of a finished `teach`, or its model.safetensors.
+        folder: for results.csv and the runs.
+        methods: names that `python -m icd methods` lists, with commas between them.
+        seeds: how many: 0, 1, ... of them.
+        network: of the students, one that `python -m icd networks` lists.
+        data: which images.
+        recipe: how all students are trained.
+        split: what accuracy is measured on. "validation" to choose settings, learning from the other
+            training images; "test" once, when they are chosen, learning from all of them.
+    """
+    master, _ = load_model(teacher)
+    train = _load(data, "fit" if split == "validation" else "train")
+    names = [name.strip() for name in methods.split(",")]
+    rows = comparison.compare(names, range(seeds), network, train, _load(data, split), recipe, master, folder)
+    for name in names:
+        scores = [100 * row.accuracy for row in rows if row.method == name]
+        mean = statistics.mean(scores)
+        print(f"{name:10} {mean:6.2f} % of {rows[0].images} {split} images ({len(scores)} seeds)")
+    for baseline in ("alone", "KD"):
+        for name, interval in comparison.differences(rows, baseline).items():
+            print(f"{name:10} against {baseline:6} {interval}")
 
 
 def evaluate(
@@ -151,7 +192,7 @@ def networks() -> None:
         print(f"{name:14} {sum(p.numel() for p in network(name, 200).parameters()):>12,}")
 
 
-COMMANDS = {f.__name__: f for f in (teach, distil, evaluate, predict, draw, methods, networks)}
+COMMANDS = {f.__name__: f for f in (teach, distil, compare, evaluate, predict, draw, methods, networks)}
 
 
 def _train(
@@ -231,7 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = parser.instantiate(chosen)[name].as_dict()
         options.pop("config", None)
-        if name in ("teach", "distil"):
+        if name in ("teach", "distil", "compare"):
             settings = {
                 key: asdict(v) if isinstance(v, (DataSet, Recipe)) else v for key, v in options.items()
             }

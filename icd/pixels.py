@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from icd.files import atomic_file, cache_folder, write_atomically
 from icd.photos import DataError, Photos

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from icd.checkpoint import Checkpoint, NonFiniteLoss, RunError, stop_politely
 from icd.evidence import accuracy

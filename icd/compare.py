@@ -1,0 +1,193 @@
+"""Methods compared fairly: the same start, the same batches, seed by seed, and a row for every run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import resource
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from icd.checkpoint import RunError, device_name
+from icd.evidence import Interval, accuracy, paired_interval
+from icd.files import write_atomically
+from icd.objective import METHODS
+from icd.pixels import Pixels
+from icd.training import Learner, Recipe, fit_together
+from icd.zoo import network
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run: what was measured, and what is needed to measure it again.
+
+    Students of a seed learn side by side: `seconds` is the wall time of all `together` of them, teacher
+    included, and `peak_mb` the most memory that the process held.
+    """
+
+    method: str
+    seed: int
+    accuracy: float
+    images: int
+    objective: str
+    network: str
+    epochs: int
+    together: int
+    seconds: float
+    peak_mb: int
+    device: str
+    commit: str
+    command: str
+
+
+def compare(
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    student: str,
+    train: Pixels,
+    held: Pixels,
+    recipe: Recipe,
+    teacher: nn.Module,
+    folder: str | Path,
+    progress: bool = True,
+) -> list[Result]:
+    """Train a student by every method for every seed; returns the rows of `folder/results.csv`.
+
+    The students of a seed start from the same weights and see the same batches, so that differences
+    between methods are paired by construction; the teacher is asked once for all of them. What has a row
+    in the table is not run again, and a seed that was stopped goes on from its checkpoint.
+
+    Args:
+        methods: names in `icd.objective.METHODS`.
+        seeds: of the students' weights, and of the order and the cut of the images.
+        student: a name in `icd.zoo.NETWORKS`.
+        train: what all learn from.
+        held: what accuracy is measured on, once, after the last epoch.
+        recipe: how all are trained; its seed is replaced by each of `seeds`.
+        teacher: whom all learn from.
+        folder: for the table, and a folder for each seed.
+        progress: show bars.
+
+    Raises:
+        RunError: an unknown method, or a table that holds other runs.
+    """
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown or not methods:
+        raise RunError(f'there is no method "{", ".join(unknown)}": choose from {", ".join(METHODS)}')
+    table = Path(folder) / "results.csv"
+    rows = read_results(table) if table.exists() else []
+    for row in rows:
+        now = (student, recipe.epochs, len(held), str(METHODS.get(row.method)))
+        if (row.network, row.epochs, row.images, row.objective) != now:
+            raise RunError(
+                f"{table} holds runs with other settings ({row.method}, seed {row.seed}): name another folder"
+            )
+    for seed in seeds:
+        done = {row.method for row in rows if row.seed == seed}
+        missing = [method for method in methods if method not in done]
+        if not missing:
+            continue
+        learners = []
+        for method in missing:
+            torch.manual_seed(seed)
+            learners.append(Learner(network(student, len(train.classes)), METHODS[method], method))
+        place = Path(folder) / f"seed-{seed}-{'+'.join(missing)}"
+        fit_together(
+            learners, train, replace(recipe, seed=seed), teacher=teacher, folder=place, progress=progress
+        )
+        for learner in learners:
+            rows.append(
+                Result(
+                    method=learner.name,
+                    seed=seed,
+                    accuracy=accuracy(learner.network, held),
+                    images=len(held),
+                    objective=str(learner.objective),
+                    network=student,
+                    epochs=recipe.epochs,
+                    together=len(learners),
+                    seconds=learner.history[-1]["seconds"],
+                    peak_mb=peak_megabytes(),
+                    device=device_name(next(learner.network.parameters()).device),
+                    commit=commit(),
+                    command=shlex.join(["python", "-m", "icd", *sys.argv[1:]]),
+                )
+            )
+        write_results(table, rows)
+    return rows
+
+
+def differences(rows: Sequence[Result], baseline: str) -> dict[str, Interval]:
+    """How much better each method is than `baseline`, in points of accuracy, paired by seed.
+
+    Methods with fewer than two seeds in common with the baseline are left out.
+    """
+    by_method: dict[str, dict[int, float]] = {}
+    for row in rows:
+        by_method.setdefault(row.method, {})[row.seed] = 100 * row.accuracy
+    reference = by_method.get(baseline, {})
+    intervals = {}
+    for method, scores in by_method.items():
+        shared = sorted(scores.keys() & reference.keys())
+        if method != baseline and len(shared) >= 2:
+            intervals[method] = paired_interval([scores[s] for s in shared], [reference[s] for s in shared])
+    return intervals
+
+
+def read_results(path: str | Path) -> list[Result]:
+    """The rows of a results table.
+
+    Raises:
+        RunError: a file with other columns, or a value that does not fit its column.
+    """
+    kinds = {"int": int, "float": float, "str": str}
+    with open(path, newline="", encoding="utf8") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != tuple(field.name for field in fields(Result)):
+            raise RunError(f"{path} is no table of results: its columns are {reader.fieldnames}")
+        try:
+            return [
+                Result(**{field.name: kinds[str(field.type)](row[field.name]) for field in fields(Result)})
+                for row in reader
+            ]
+        except (TypeError, ValueError) as error:
+            raise RunError(f"{path}:{reader.line_num}: {error}") from error
+
+
+def write_results(path: str | Path, rows: Sequence[Result]) -> None:
+    """Write a results table, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Result)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    write_atomically(Path(path), text.getvalue())
+
+
+def peak_megabytes() -> int:
+    """The most memory that this process has held, on the host, and on a GPU where it uses one."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return round(host + (torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0))
+
+
+def commit() -> str:
+    """The commit of the checkout that runs, with a + where files differ; "installed" outside of one."""
+
+    def git(*arguments: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", ".").strip()
+        return git("rev-parse", "--short=10", "HEAD").strip() + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "installed"

@@ -1,0 +1,84 @@
+"""Comparisons: paired by construction, never run twice, and a row for every run."""
+
+import pytest
+import torch
+from test_training import QUICK, small, stripes
+
+from icd import compare as comparison
+from icd.checkpoint import RunError
+from icd.compare import Result, compare, differences, read_results, write_results
+from icd.evidence import accuracy
+from icd.objective import METHODS
+from icd.training import Recipe, fit
+
+
+@pytest.fixture(autouse=True)
+def small_students(monkeypatch):
+    monkeypatch.setattr(
+        comparison, "network", lambda name, classes: small(torch.initial_seed() % 100, classes)
+    )
+
+
+def test_every_run_has_a_row_and_is_what_it_would_be_alone(tmp_path):
+    teacher, data, held = small(1).eval(), stripes(), stripes(seed=1)
+    rows = compare(["alone", "KD"], [0, 1], "small", data, held, QUICK, teacher, tmp_path, progress=False)
+    assert [(row.method, row.seed) for row in rows] == [("alone", 0), ("KD", 0), ("alone", 1), ("KD", 1)]
+    assert read_results(tmp_path / "results.csv") == rows
+    assert all(
+        row.images == 96 and row.together == 2 and row.peak_mb > 50 and row.seconds > 0 for row in rows
+    )
+    assert rows[1].objective == str(METHODS["KD"])
+    torch.manual_seed(1)
+    alone = small(1)
+    recipe = Recipe(**{**QUICK.__dict__, "seed": 1})
+    fit(alone, METHODS["KD"], data, recipe, teacher=teacher, progress=False)
+    assert rows[3].accuracy == accuracy(alone, held)
+
+
+def test_what_has_a_row_is_not_run_again_and_what_is_missing_is_added(tmp_path, monkeypatch):
+    teacher, data, held = small(1).eval(), stripes(), stripes(seed=1)
+    first = compare(["alone", "KD"], [0], "small", data, held, QUICK, teacher, tmp_path, progress=False)
+    calls = []
+    monkeypatch.setattr(comparison, "fit_together", lambda *args, **_: calls.append(args))
+    assert (
+        compare(["KD", "alone"], [0], "small", data, held, QUICK, teacher, tmp_path, progress=False) == first
+    )
+    assert not calls
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        comparison, "network", lambda name, classes: small(torch.initial_seed() % 100, classes)
+    )
+    more = compare(["alone", "SD-KD"], [0, 1], "small", data, held, QUICK, teacher, tmp_path, progress=False)
+    assert more[:2] == first
+    assert [(row.method, row.seed) for row in more[2:]] == [("SD-KD", 0), ("alone", 1), ("SD-KD", 1)]
+
+
+def test_other_settings_and_unknown_methods_are_refused(tmp_path):
+    teacher, data = small(1).eval(), stripes()
+    compare(["alone"], [0], "small", data, data, QUICK, teacher, tmp_path, progress=False)
+    longer = Recipe(**{**QUICK.__dict__, "epochs": 4})
+    with pytest.raises(RunError, match=r"results.csv holds runs with other settings \(alone, seed 0\)"):
+        compare(["alone"], [0], "small", data, data, longer, teacher, tmp_path, progress=False)
+    with pytest.raises(RunError, match='there is no method "Kd": choose from alone, KD'):
+        compare(["Kd"], [0], "small", data, data, QUICK, teacher, tmp_path, progress=False)
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(RunError, match=r"other.csv is no table of results: its columns are \['a', 'b'\]"):
+        read_results(tmp_path / "other.csv")
+    text = (tmp_path / "results.csv").read_text().replace("alone,0,", "alone,zero,")
+    (tmp_path / "results.csv").write_text(text)
+    with pytest.raises(RunError, match=r"results.csv:2: invalid literal for int"):
+        read_results(tmp_path / "results.csv")
+
+
+def test_differences_are_paired_by_seed_and_in_points(tmp_path):
+    def row(method, seed, accuracy):
+        return Result(method, seed, accuracy, 10, "o", "n", 1, 2, 1.0, 1, "cpu", "c", "python")
+
+    rows = [row("KD", seed, 0.5 + seed / 10) for seed in range(3)]
+    rows += [row("iCD-KD", seed, 0.52 + seed / 10) for seed in (2, 1, 0)] + [row("DKD", 0, 0.9)]
+    found = differences(rows, "KD")
+    assert set(found) == {"iCD-KD"}
+    assert found["iCD-KD"].mean == pytest.approx(2.0)
+    assert found["iCD-KD"].low == pytest.approx(2.0)
+    write_results(tmp_path / "t.csv", rows)
+    assert read_results(tmp_path / "t.csv") == rows
