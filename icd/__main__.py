@@ -209,7 +209,7 @@ def _train(
     master = None if teacher is None else load_model(teacher)[0]
     photos = data.photos(images)
     torch.manual_seed(recipe.seed)
-    student = network(name, len(photos.classes))
+    student = network(name, len(photos.classes), data.size)
     pixels, validation = _load(data, images), _load(data, "validation") if images == "fit" else None
     print(f"{name} for {objective} on {len(pixels)} images of {len(pixels.classes)} classes")
     began = time.perf_counter()

@@ -14,11 +14,7 @@ from torch import Tensor, nn
 from icd.files import write_atomically
 from icd.photos import Photos, Resize
 from icd.pixels import MEAN, STD, normalise, stored_size
-from icd.zoo import network
-
-
-class ModelError(ValueError):
-    """A file is not a saved network, or not the one that was asked for; the message names it."""
+from icd.zoo import ModelError, network
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,7 @@ class Card:
     Attributes:
         network: its name in `icd.zoo.NETWORKS`.
         classes: the names of its classes, in the order of its logits.
-        size: pixels a side of the square that it sees.
+        size: pixels a side of the square that it sees; the form of some networks depends on it.
         resize: how a picture becomes a square.
         mean, std: of the pixels in [0, 1], for each channel.
         note: how it was trained.
@@ -66,7 +62,7 @@ def load_model(path: str | Path) -> tuple[nn.Module, Card]:
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is not a safetensors file, or it is damaged ({error})") from error
     try:
-        model = network(card.network, len(card.classes))
+        model = network(card.network, len(card.classes), card.size)
         model.load_state_dict(weights)
     except (ValueError, RuntimeError) as error:
         raise ModelError(f"{path}: the weights do not fit the network {card.network}: {error}") from error
