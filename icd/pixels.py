@@ -80,22 +80,24 @@ class Pixels:
     def _cut(
         self, rows: np.ndarray, corner: np.ndarray, flip: np.ndarray, device: torch.device | str
     ) -> tuple[Tensor, Tensor]:
-        where = torch.from_numpy(rows).to(self.images.device)
-        images = self.images[where].to(device, non_blocking=True)
-        across = np.arange(self.size)
-        down = torch.from_numpy(corner[0][:, None] + across).to(device, non_blocking=True)
-        along = torch.from_numpy(corner[1][:, None] + np.where(flip[:, None], across[::-1], across))
-        along = along.to(device, non_blocking=True)
-        which = torch.arange(len(rows), device=device)[:, None, None]
-        cut = images[which, down[:, :, None], along[:, None, :]]  # (B, size, size, 3)
-        return normalise(cut.permute(0, 3, 1, 2)), self.labels[where].to(device, non_blocking=True)
+        """Squares of the images `rows`, upper left corners at `corner` (2, B), mirrored where `flip`."""
+        side, across = self.images.shape[1], np.arange(self.size)
+        down = corner[0][:, None] + across
+        along = corner[1][:, None] + np.where(flip[:, None], across[::-1], across)
+        # One gather of the pixels that are seen, where the images lie; only those travel to the device.
+        pixels = (rows[:, None, None] * side + down[:, :, None]) * side + along[:, None, :]
+        here = self.images.device
+        cut = self.images.view(-1, 3).index_select(0, torch.from_numpy(pixels.reshape(-1)).to(here))
+        images = cut.view(len(rows), self.size, self.size, 3).to(device, non_blocking=True)
+        labels = self.labels[torch.from_numpy(rows).to(here)].to(device, non_blocking=True)
+        return normalise(images.permute(0, 3, 1, 2)), labels
 
 
 def normalise(images: Tensor) -> Tensor:
     """Pixels 0..255 (..., 3, H, W) as a network sees them: float32, centred by MEAN, scaled by STD."""
-    mean = torch.tensor(MEAN, device=images.device)[:, None, None] * 255
-    std = torch.tensor(STD, device=images.device)[:, None, None] * 255
-    return (images.float() - mean) / std
+    mean = torch.tensor(MEAN, device=images.device)[:, None, None]
+    std = torch.tensor(STD, device=images.device)[:, None, None]
+    return torch.addcmul(-mean / std, images.float(), 1 / (255 * std))
 
 
 def stored_size(size: int) -> int:
