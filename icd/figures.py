@@ -173,7 +173,9 @@ def flipbook(
         f'<figure class="icd-flipbook" data-labels="{said}"><div>{images}</div>'
         f'<div class="icd-turn"><label>{html.escape(name)}'
         f'<input type="range" min="0" max="{len(frames) - 1}" value="{start}"'
-        f' aria-valuetext="{html.escape(labels[start])}" autocomplete="off" oninput="{_FLIPBOOK_JS}"></label>'
+        f' aria-valuetext="{html.escape(labels[start])}" autocomplete="off" oninput="{_FLIPBOOK_JS}"'
+        # JupyterLab would take the arrow keys for walking through the cells.
+        ' onkeydown="event.stopPropagation()"></label>'
         f"<output>{html.escape(labels[start])}</output></div></figure>"
     )
 
