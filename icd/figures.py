@@ -93,7 +93,7 @@ def use_style() -> None:
         set_matplotlib_formats("svg", metadata={"Date": None})
 
 
-def line_style(name: str) -> dict[str, str]:
+def line_style(name: str) -> dict[str, Any]:
     """Keyword arguments for `Axes.plot` that say which method, teacher or student a line is."""
     return {"color": PALETTE[name], "linestyle": _DASHES.get(name.rpartition("-")[2], "-"), "label": name}
 

@@ -1,0 +1,92 @@
+"""The plots that chapters share: curves of a run, methods over seeds, and a bird with what its regions say.
+
+Arrays and rows in, a matplotlib figure out, in the style and palette of `icd.figures`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from icd.evidence import Interval
+from icd.figures import INK, PALETTE, SIMILARITY, line_style
+
+
+def term_curves(history: Sequence[Mapping[str, Any]], terms: Sequence[str]) -> Figure:
+    """The weighted value of each term, epoch by epoch, on a logarithmic axis.
+
+    `history` is what `icd.training.fit` returns.
+    """
+    figure, axis = plt.subplots()
+    epochs = [row["epoch"] for row in history]
+    for term, dash in zip(terms, ("-", "--", ":", "-.") * len(terms), strict=False):
+        axis.plot(epochs, [row[term] for row in history], dash, label=term.replace("_", " "))
+    axis.set(xlabel="epoch", ylabel="weighted loss", yscale="log")
+    axis.legend()
+    return figure
+
+
+def accuracy_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], column: str) -> Figure:
+    """One column of several runs' logs, in percent, each in its method's colour."""
+    figure, axis = plt.subplots()
+    for name, history in histories.items():
+        values = [100 * row[column] for row in history]
+        axis.plot([row["epoch"] for row in history], values, **line_style(name))
+    axis.set(xlabel="epoch", ylabel=f"{column.replace('_', ' ')} (%)")
+    axis.legend()
+    return figure
+
+
+def seeds_and_means(scores: Mapping[str, Sequence[float]], xlabel: str) -> Figure:
+    """A dot for each run, a bar at the mean of each method; methods from top to bottom."""
+    figure, axis = plt.subplots(figsize=(6.8, 0.6 + 0.5 * len(scores)))
+    for row, (name, values) in enumerate(scores.items()):
+        axis.plot(values, np.full(len(values), row), "o", color=PALETTE[name], alpha=0.55, markersize=7)
+        axis.plot([np.mean(values)] * 2, [row - 0.28, row + 0.28], color=PALETTE[name], linewidth=3)
+    _name_rows(axis, list(scores), xlabel)
+    return figure
+
+
+def forest(intervals: Mapping[str, Interval], xlabel: str) -> Figure:
+    """Mean differences with their intervals, and the line of no difference."""
+    figure, axis = plt.subplots(figsize=(6.8, 0.6 + 0.5 * len(intervals)))
+    axis.axvline(0, color=INK, linewidth=1)
+    for row, (name, (mean, low, high, _)) in enumerate(intervals.items()):
+        colour = PALETTE.get(name.split()[0], INK)
+        axis.plot([low, high], [row, row], color=colour)
+        axis.plot(mean, row, "o", color=colour, markersize=8)
+    _name_rows(axis, list(intervals), xlabel)
+    return figure
+
+
+def likeness(axis: Axes, image: np.ndarray, similarities: np.ndarray, region: int, title: str) -> None:
+    """A bird (S, S, 3) under the cosines of its regions to one of them, (m, m); that one is outlined."""
+    m, side = len(similarities), len(image)
+    axis.imshow(image)
+    extent = (-0.5, side - 0.5, side - 0.5, -0.5)
+    axis.imshow(
+        similarities, cmap=SIMILARITY, vmin=-1, vmax=1, alpha=0.6, extent=extent, interpolation="nearest"
+    )
+    cell = side / m
+    row, column = divmod(region, m)
+    axis.add_patch(
+        Rectangle(
+            (column * cell - 0.5, row * cell - 0.5), cell, cell, fill=False, edgecolor="white", linewidth=2.5
+        )
+    )
+    axis.set_axis_off()
+    axis.set_title(title, loc="center", fontsize=10)
+
+
+def _name_rows(axis: Axes, names: list[str], xlabel: str) -> None:
+    axis.set(xlabel=xlabel, yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
+    axis.grid(axis="x")
+    axis.grid(visible=False, axis="y")
+    axis.spines["left"].set_visible(False)
+    axis.tick_params(axis="y", length=0)
