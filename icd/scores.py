@@ -22,7 +22,7 @@ Pooling = Literal["adaptive", "area"]
 class _Fields(NamedTuple):
     logits: Tensor  # (B, C) image-level class scores
     features: Tensor  # (B, D, H, W) the map that the head reads once it is pooled
-    head: nn.Linear  # the classifier
+    head: nn.Module  # the classifier: linear, or one that makes a map of class scores (`icd.adapt`)
     stages: tuple[Tensor, ...] = ()  # the maps after each stage, for losses that compare features
 
 
@@ -39,7 +39,11 @@ class Scores(_Fields):
         memo: dict = self.__dict__.setdefault("_local", {})
         key = (tuple(scales), pooling, repeat)
         if key not in memo:
-            memo[key] = local_logits(self.features, self.head.weight, self.head.bias, *key)
+            if isinstance(self.head, nn.Linear):
+                memo[key] = local_logits(self.features, self.head.weight, self.head.bias, *key)
+            else:
+                with full_precision(self.features) as (features,):
+                    memo[key] = local_logits(self.head(features), None, None, *key)
         return memo[key]
 
 
@@ -48,8 +52,12 @@ def score(model: nn.Module, images: Tensor) -> Scores:
 
     `model` has a linear `head` over the average of its last map, and `maps(images)` that
     returns that map (B, D, h, w) and the tuple of its stages' maps: every network of
-    `icd.zoo` does. Raises TypeError for a module that does not.
+    `icd.zoo` does. Or it has a method `score(images)` of its own, as `icd.adapt` gives it.
+    Raises TypeError for a module that has neither.
     """
+    own = getattr(type(model), "score", None)
+    if own is not None:
+        return own(model, images)
     head, maps = getattr(model, "head", None), getattr(model, "maps", None)
     if not isinstance(head, nn.Linear) or maps is None:
         raise TypeError(
@@ -73,7 +81,7 @@ class Scoring(nn.Module):
 
 def local_logits(
     features: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     scales: Scales = (1, 2, 4),
     pooling: Pooling = "adaptive",
@@ -87,7 +95,7 @@ def local_logits(
 
     Args:
         features: the last feature map, (B, D, H, W).
-        weight: of the head, (C, D).
+        weight: of the head, (C, D); None where the map holds class scores already.
         bias: of the head, (C,), or None.
         scales: positive integers, in the order in which their regions shall come.
         pooling: "adaptive" bins overlap where m does not divide H or W, as in the published
@@ -106,7 +114,7 @@ def local_logits(
     if features.ndim != 4:
         raise ValueError(f"features have shape {tuple(features.shape)}: expected (B, D, H, W)")
     channels, height, width = features.shape[1:]
-    if weight.ndim != 2 or weight.shape[1] != channels:
+    if weight is not None and (weight.ndim != 2 or weight.shape[1] != channels):
         raise ValueError(
             f"the head's weight has shape {tuple(weight.shape)}: expected (C, {channels}), as the map"
         )
@@ -119,10 +127,14 @@ def local_logits(
             "has cells: they would only repeat. Use coarser scales, or say repeat=True"
         )
     plan = _plan if type(features) is Tensor else _plan.__wrapped__  # a cache must not keep fake tensors
-    with full_precision(features, weight) as (features, weight):
+    with full_precision(features) as (features,):
         cells, blocks = plan(height, width, scales, pooling, features.dtype, features.device)
         pooled = features.flatten(2) @ cells  # (B, D, cells)
-        logits = F.linear(pooled.transpose(1, 2), weight, None if bias is None else bias.to(weight.dtype))
+        logits = pooled.transpose(1, 2)
+        if weight is not None:
+            logits = F.linear(
+                logits, weight.to(logits.dtype), None if bias is None else bias.to(logits.dtype)
+            )
         return logits if blocks is None else blocks @ logits
 
 

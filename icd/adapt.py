@@ -1,0 +1,319 @@
+"""Any image classifier, unedited, seen through the protocol of `icd.scores`.
+
+    teacher = adapt(torchvision.models.regnet_y_400mf(weights=None))
+    score(teacher, images).local((1, 2, 4))
+
+Nothing here knows a network by name. A probe of random images goes through the model once; of what its
+modules said, the head is the linear layer whose output is the logits, and the map is the last output
+whose average over places is what that head read. Finding it proves that the head is affine after
+average pooling. Where nothing is found, the model is refused with what stands in the way.
+
+Forward hooks, on for one pass, bring the maps out. Against a traced copy (torchvision's
+`create_feature_extractor`): the model runs its own code, in either mode, with auxiliary outputs,
+dropout and batch statistics as its author wrote them; its parameters, names and pickles stay what they
+are; and the maps are of the very pass that made the logits. DenseNet's last ReLU is a function and no
+module, but works in place: the map that was heard has been through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from icd.scores import Scores
+
+PROBES = 3  # images; 1 or 2 could be the size of something else
+LINEAR = nn.Linear, nn.Conv2d  # a convolution of a map pooled to one cell is linear too
+POOLS = nn.AdaptiveAvgPool2d, nn.AvgPool2d
+
+
+class AdaptError(ValueError):
+    """A model whose logits cannot be told place by place; the message says why."""
+
+
+class Drift(NamedTuple):
+    """How far the mean over all regions is from the model's own logits, in units of the standard
+    deviation of those logits over classes; on the probe, in evaluation mode."""
+
+    mean: float
+    max: float
+
+
+class PerPosition(nn.Sequential):
+    """All that a model does after its last map, done at every place: (B, D, H, W) -> (B, C, H, W).
+
+    Each place is handed over as a map of one cell. Average pooling leaves a cell as it is, and pooling
+    to a fixed grid (VGG's 7 x 7, AlexNet's 6 x 6) fills the grid with it: these are the logits of an
+    image whose every place looks like this one. That costs the head once for every place.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        images, channels, height, width = features.shape
+        cells = features.permute(0, 2, 3, 1).reshape(-1, channels, 1, 1)
+        return self.read(cells).view(images, height, width, -1).permute(0, 3, 1, 2)
+
+    def read(self, maps: Tensor) -> Tensor:
+        """Whole maps, (B, D, H, W) -> (B, C), as the model itself reads them."""
+        for layer in self:
+            maps = layer(maps.flatten(1) if isinstance(layer, nn.Linear) else maps)
+        return maps.flatten(1)
+
+
+class Adapted(nn.Module):
+    """A classifier, and where to listen in it; made by `adapt`. Its `forward` is the model's own.
+
+    Attributes:
+        model: the classifier, the same object, whose state dict keeps its names.
+        places: names of the modules that say the stages' maps, finest first, the head's map last;
+            True for those that put channels last.
+        layers: names of the head's modules.
+        exact: whether the mean over regions is the image's logits (in evaluation mode).
+        drift: of that mean from the image's logits, measured with the weights that `adapt` saw.
+    """
+
+    def __init__(self, model: nn.Module, places: dict[str, bool], layers: tuple[str, ...], exact: bool):
+        super().__init__()
+        self.model, self.places, self.layers, self.exact = model, places, layers, exact
+        self.drift = Drift(0.0, 0.0)
+
+    @property
+    def head(self) -> nn.Module:
+        """The model's own linear layer, or its last layers as `PerPosition`: looked up, not registered
+        here, so that a state dict holds every weight once. Without dropout, which would make places
+        differ by chance."""
+        layers = [self.model.get_submodule(name) for name in self.layers]
+        alone = len(layers) == 1 and isinstance(layers[0], nn.Linear)
+        return layers[0] if alone else PerPosition(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return _logits(self.model(images))
+
+    def score(self, images: Tensor) -> Scores:
+        """What one pass of the model says. `logits` are the model's own: while it trains, the dropout
+        before its head is in them, and not in the local logits."""
+        with _listening(self.model, self.places) as heard:
+            logits = self(images)
+        stages = tuple(_channels_first(heard[name][1], last) for name, last in self.places.items())
+        return Scores(logits, stages[-1], self.head, stages)
+
+    def extra_repr(self) -> str:
+        *_, place = self.places
+        kind = "exact" if self.exact else "at every position"
+        drift = f"drift {self.drift.mean:.2g} on average, {self.drift.max:.2g} at most"
+        return f"head: {' > '.join(self.layers) or 'none'}, {kind}, on {place}; {drift}"
+
+
+def adapt(
+    model: nn.Module, head: Literal["exact", "per-position"] = "exact", *, probe_size: int = 224
+) -> Adapted:
+    """Wrap any classifier of images, unedited, for `icd.scores.score` and every objective.
+
+    The stages are the last map of each size that a child or grandchild of the model says. Branches
+    that only run while training (the auxiliary heads of GoogLeNet and Inception) run and get no
+    gradient: build the model without them where several processes wait for every gradient.
+
+    Args:
+        model: takes (B, 3, size, size) and returns logits (B, C), or a tuple that names its `logits`.
+            It is left as it is: weights, buffers, modes and hooks.
+        head: "exact" takes a model whose logits are linear in the average of its last map. For any
+            other "per-position" does what follows the map at every place (`PerPosition`); the mean
+            over regions then is not the image's logits, and `drift` says how far off it is.
+        probe_size: pixels a side of the random images that the model is examined with. The last map
+            must have more than one cell; best is the size that the model will see.
+
+    Raises:
+        AdaptError: the model cannot be read like this, and why.
+    """
+    if head not in ("exact", "per-position"):
+        raise ValueError(f"head is {head!r}: choose 'exact' or 'per-position'")
+    with _resting(model), torch.no_grad():
+        probe = _Probe(model, probe_size)
+        adapted = probe.exact() or probe.per_position()
+    if not adapted.exact and head == "exact":
+        raise AdaptError(
+            f'{probe.obstacle()}; with head="per-position" the mean over regions would drift from the '
+            f"logits by {adapted.drift.mean:.2g} of their spread"
+        )
+    return adapted
+
+
+class _Probe:
+    """What a model in evaluation mode says of a few random images, module by module."""
+
+    def __init__(self, model: nn.Module, size: int):
+        self.model, self.name, self.size = model, type(model).__name__, f"{size} x {size} pixels"
+        like = next(model.parameters(), torch.empty(0))
+        images = torch.rand(PROBES, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        self.images = images.to(like.device, like.dtype)
+        # Rounding of sums over places: half precisions have little more than two digits.
+        self.tolerance = max(1e-4, 4 * torch.finfo(like.dtype).eps)
+        try:
+            with _listening(model, [name for name, _ in model.named_modules() if name]) as self.heard:
+                self.logits = _logits(model(self.images))
+        except Exception as error:
+            raise AdaptError(
+                f"{self.name} does not take images of {self.size} ({error}): choose probe_size"
+            ) from error
+        if not isinstance(self.logits, Tensor) or self.logits.ndim != 2 or not self.logits.isfinite().all():
+            raise AdaptError(f"{self.name} returns no finite logits (B, C) for random images")
+        self.modules = {name: model.get_submodule(name) for name in self.heard}
+        maps = {name: said for name, (_, said) in self.heard.items() if _is_map(said)}
+        self.last = {name: said.shape[1] == said.shape[2] != said.shape[3] for name, said in maps.items()}
+        self.maps = {name: _channels_first(said, self.last[name]) for name, said in maps.items()}
+        linear = [name for name, module in self.modules.items() if isinstance(module, LINEAR)]
+        heads = [name for name in linear if self.near(self.heard[name][1].flatten(1), self.logits)]
+        self.head = heads[-1] if heads else ""
+        self.read = self.heard[self.head][0].flatten(1) if heads else self.logits  # what is to be an average
+
+    def near(self, said: Tensor, other: Tensor) -> bool:
+        """Equal to rounding."""
+        close = self.tolerance * other.abs().max()
+        return said.shape == other.shape and bool((said - other).abs().max() <= close)
+
+    def exact(self) -> Adapted | None:
+        """The linear head over the average of a map; without a head the logits may be that average."""
+        if not self.read.any():
+            raise AdaptError(f"{self.name}: what its logits are made of is all zero on random images")
+        for place, features in reversed(self.maps.items()):
+            if self.near(features.mean((2, 3)), self.read):
+                layers = (self.head,) if self.head else ()
+                adapted = self.measured(Adapted(self.model, self.stages(place), layers, exact=True))
+                return adapted if adapted.drift.max <= self.tolerance else None
+        return None
+
+    def per_position(self) -> Adapted:
+        """All that follows the last map, provided that it makes the model's logits of that map."""
+        self.refuse_class_token()
+        place, layers = self.tail()
+        if any(isinstance(self.modules[name], nn.modules.batchnorm._BatchNorm) for name in layers):
+            raise AdaptError(f"{self.obstacle()}, and batch statistics are not those of a place")
+        adapted = Adapted(self.model, self.stages(place), layers, exact=False)
+        try:
+            again = PerPosition(*(self.modules[name] for name in layers)).read(self.maps[place])
+            self.measured(adapted)
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise AdaptError(f"{self.obstacle()}, which cannot be done place by place ({error})") from error
+        if not self.near(again, self.logits):
+            raise AdaptError(f"{self.obstacle()}, and there is more to it than these modules")
+        return adapted
+
+    def refuse_class_token(self) -> None:
+        for name, (_, said) in self.heard.items():
+            tokens = isinstance(said, Tensor) and said.ndim == 3 and said.shape[1] > 1
+            if tokens and self.near(said[:, 0], self.read):
+                raise AdaptError(
+                    f"{self.name}: its head {self.head} reads the class token, the first of {said.shape[1]} "
+                    f"that {name} says, and no average over places: it has no logits of a place"
+                )
+
+    def tail(self) -> tuple[str, tuple[str, ...]]:
+        """The last map before any pooling, and the modules that run after it: leaves, without dropout."""
+        names = list(self.heard)
+        place = next(
+            (name for name in reversed(self.maps) if not isinstance(self.modules[name], POOLS)), None
+        )
+        after = names[names.index(place) + 1 :] if place else []
+        if place is None or any(_shrinks(self.modules[name]) for name in after):
+            raise AdaptError(
+                f"{self.name} ends in a map of one cell for images of {self.size}: choose a larger probe_size"
+            )
+        leaves = [name for name in after if not any(self.modules[name].children())]
+        idle = nn.Dropout, nn.Identity
+        return place, tuple(name for name in leaves if not isinstance(self.modules[name], idle))
+
+    def obstacle(self) -> str:
+        """Why the logits are not affine in the average of the last map; the beginning of a sentence."""
+        place, layers = self.tail()
+        width = self.maps[place].shape[1]
+        working = [name for name in layers if not isinstance(self.modules[name], (*POOLS, nn.Flatten))]
+        told = [f"{name} ({type(self.modules[name]).__name__})" for name in working]
+        first = self.modules[working[0]] if working else None
+        if isinstance(first, nn.Linear) and first.in_features != width:
+            return (
+                f"{self.name}: {told[0]} reads the last map {place} flattened, {first.in_features} numbers "
+                f"with a weight for every place, where the map's average has {width}"
+            )
+        if len(working) < 2:
+            return f"{self.name}: {''.join(told) or 'its logits'} read no average of the last map {place}"
+        more = [f"and {len(told) - 4} more"] if len(told) > 4 else []
+        return (
+            f"{self.name}: more than a linear layer lies between the average of the last map {place} and the "
+            f"logits: {', '.join(told[:4] + more)}"
+        )
+
+    def stages(self, place: str) -> dict[str, bool]:
+        """Where the last map of each size is said, up to the map at `place`."""
+        latest: dict[int, str] = {}
+        for name, said in list(self.maps.items())[: list(self.maps).index(place)]:
+            if name.count(".") <= 1 and said.shape[2] > self.maps[place].shape[2]:
+                latest[said.shape[2]] = name
+        names = [latest[side] for side in sorted(latest, reverse=True)]
+        return {name: self.last[name] for name in [*names, place]}
+
+    def measured(self, adapted: Adapted) -> Adapted:
+        scores = adapted.score(self.images)
+        off = (scores.local((1,), "area")[:, 0] - scores.logits).abs()
+        spread = scores.logits.float().std(1, correction=0).mean().clamp_min(torch.finfo(torch.float32).tiny)
+        adapted.drift = Drift(float(off.mean() / spread), float(off.max() / spread))
+        return adapted
+
+
+def _logits(said: Any) -> Tensor:
+    """What a model returns, without the auxiliary logits that some return while they train."""
+    return getattr(said, "logits", said)
+
+
+def _is_map(said: Any) -> bool:
+    """Several square cells for every image of the probe, with channels first or last."""
+    if not isinstance(said, Tensor) or said.ndim != 4 or len(said) != PROBES:
+        return False
+    return said.shape[2] > 1 and said.shape[2] in (said.shape[1], said.shape[3])
+
+
+def _channels_first(said: Tensor, last: bool) -> Tensor:
+    return said.permute(0, 3, 1, 2) if last else said
+
+
+def _shrinks(module: nn.Module) -> bool:
+    """Whether a module is made for maps of several cells, which no head is."""
+    padded = isinstance(module, nn.Conv2d) and module.padding not in ((0, 0), "valid")
+    return padded or isinstance(module, nn.MaxPool2d)
+
+
+@contextmanager
+def _listening(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, tuple[Any, Any]]]:
+    """Fills a dict with what went into modules and what came out, in the order in which they ended.
+
+    Of a module that runs several times in a pass, the last run counts.
+    """
+    heard: dict[str, tuple[Any, Any]] = {}
+
+    def listen(name: str) -> Any:
+        def hook(module: nn.Module, given: tuple, said: Any) -> None:
+            heard.pop(name, None)
+            heard[name] = (given[0] if given else None, said)
+
+        return model.get_submodule(name).register_forward_hook(hook)
+
+    handles = [listen(name) for name in names]
+    try:
+        yield heard
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _resting(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and each module's own mode again after it."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
