@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from icd.scores import Scores
 
@@ -162,7 +163,9 @@ class _Probe:
             raise AdaptError(f"{self.name} returns no finite logits (B, C) for random images")
         self.modules = {name: model.get_submodule(name) for name in self.heard}
         maps = {name: said for name, (_, said) in self.heard.items() if _is_map(said)}
-        self.last = {name: said.shape[1] == said.shape[2] != said.shape[3] for name, said in maps.items()}
+        last = {name: said.shape[1] == said.shape[2] for name, said in maps.items()}
+        sure = any(last[name] and said.shape[2] != said.shape[3] for name, said in maps.items())
+        self.last = {name: last[name] and sure for name in maps}  # not a map with as many channels as rows
         self.maps = {name: _channels_first(said, self.last[name]) for name, said in maps.items()}
         linear = [name for name, module in self.modules.items() if isinstance(module, LINEAR)]
         heads = [name for name in linear if self.near(self.heard[name][1].flatten(1), self.logits)]
@@ -178,8 +181,12 @@ class _Probe:
         """The linear head over the average of a map; without a head the logits may be that average."""
         if not self.read.any():
             raise AdaptError(f"{self.name}: what its logits are made of is all zero on random images")
+        names = list(self.heard)
         for place, features in reversed(self.maps.items()):
             if self.near(features.mean((2, 3)), self.read):
+                between = names[names.index(place) + 1 : names.index(self.head) if self.head else None]
+                if any(self.modules[name]._parameters for name in between):
+                    return None  # a norm that is not trained yet changes nothing, and will
                 layers = (self.head,) if self.head else ()
                 adapted = self.measured(Adapted(self.model, self.stages(place), layers, exact=True))
                 return adapted if adapted.drift.max <= self.tolerance else None
@@ -194,12 +201,11 @@ class _Probe:
         adapted = Adapted(self.model, self.stages(place), layers, exact=False)
         try:
             again = PerPosition(*(self.modules[name] for name in layers)).read(self.maps[place])
-            self.measured(adapted)
+            if not self.near(again, self.logits):
+                raise ValueError("these modules alone do not make its logits")
+            return self.measured(adapted)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise AdaptError(f"{self.obstacle()}, which cannot be done place by place ({error})") from error
-        if not self.near(again, self.logits):
-            raise AdaptError(f"{self.obstacle()}, and there is more to it than these modules")
-        return adapted
 
     def refuse_class_token(self) -> None:
         for name, (_, said) in self.heard.items():
@@ -238,7 +244,9 @@ class _Probe:
                 f"with a weight for every place, where the map's average has {width}"
             )
         if len(working) < 2:
-            return f"{self.name}: {''.join(told) or 'its logits'} read no average of the last map {place}"
+            return (
+                f"{self.name}: {told[0] if told else 'what follows'} reads no average of the last map {place}"
+            )
         more = [f"and {len(told) - 4} more"] if len(told) > 4 else []
         return (
             f"{self.name}: more than a linear layer lies between the average of the last map {place} and the "
@@ -291,20 +299,21 @@ def _listening(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, tup
     Of a module that runs several times in a pass, the last run counts.
     """
     heard: dict[str, tuple[Any, Any]] = {}
-
-    def listen(name: str) -> Any:
-        def hook(module: nn.Module, given: tuple, said: Any) -> None:
-            heard.pop(name, None)
-            heard[name] = (given[0] if given else None, said)
-
-        return model.get_submodule(name).register_forward_hook(hook)
-
-    handles = [listen(name) for name in names]
+    handles = [_listen(model.get_submodule(name), name, heard) for name in names]
     try:
         yield heard
     finally:
         for handle in handles:
             handle.remove()
+
+
+@torch.compiler.disable  # else compiled for every name
+def _listen(module: nn.Module, name: str, heard: dict[str, tuple[Any, Any]]) -> RemovableHandle:
+    def hook(module: nn.Module, given: tuple, said: Any) -> None:
+        heard.pop(name, None)
+        heard[name] = (given[0] if given else None, said)
+
+    return module.register_forward_hook(hook)
 
 
 @contextmanager
