@@ -15,7 +15,7 @@ from icd.training import Recipe, fit
 @pytest.fixture(autouse=True)
 def small_students(monkeypatch):
     monkeypatch.setattr(
-        comparison, "network", lambda name, classes: small(torch.initial_seed() % 100, classes)
+        comparison, "network", lambda name, classes, size: small(torch.initial_seed() % 100, classes)
     )
 
 
@@ -46,7 +46,7 @@ def test_what_has_a_row_is_not_run_again_and_what_is_missing_is_added(tmp_path, 
     assert not calls
     monkeypatch.undo()
     monkeypatch.setattr(
-        comparison, "network", lambda name, classes: small(torch.initial_seed() % 100, classes)
+        comparison, "network", lambda name, classes, size: small(torch.initial_seed() % 100, classes)
     )
     more = compare(["alone", "SD-KD"], [0, 1], "small", data, held, QUICK, teacher, tmp_path, progress=False)
     assert more[:2] == first

@@ -1,0 +1,82 @@
+"""What matters on a GPU, shown without one: no waiting for the device, and no tensor on the wrong one."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from icd import score
+from icd.objective import METHODS
+from icd.training import Learner, Recipe, make_accelerator
+from icd.zoo import SmallResNet
+
+# Operators that make the host wait for a device: a number or a shape is needed before going on.
+WAITING = {
+    "aten::_local_scalar_dense",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::is_nonzero",
+    "aten::equal",
+    "aten::_unique2",
+    "aten::bincount",
+    "aten::repeat_interleave.Tensor",
+}
+
+
+class NoWaiting(TorchDispatchMode):
+    """Counts operators, and refuses those that wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        name = function._schema.name
+        assert name not in WAITING, f"{name} waits for the device"
+        masks = args[1] if name == "aten::index" else ()
+        assert not any(m is not None and m.dtype == torch.bool for m in masks), "indexing by a mask waits"
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_guard_sees_what_waits():
+    values = torch.arange(4.0)
+    for waiting in (lambda: values.sum().item(), lambda: values[values > 1], lambda: values.nonzero()):
+        with pytest.raises(AssertionError, match="waits"), NoWaiting():
+            waiting()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_of_training_never_waits_for_the_device(method):
+    torch.manual_seed(0)
+    learner = Learner(SmallResNet(5, widths=(8, 12, 16), blocks=(1, 1, 1)), METHODS[method], method)
+    learner.start(Recipe(), make_accelerator("float32"))
+    images, target = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    with torch.no_grad():
+        told = score(SmallResNet(5, widths=(8, 12, 16), blocks=(1, 1, 1)), images)
+    with NoWaiting():
+        scores = learner.scoring(images)
+        loss, _ = learner.objective(scores, told, target, 1)
+        loss.backward()
+    learner.step(images, target, told, 1, 0.1)
+    assert len(learner.waiting) == 1
+
+
+@pytest.fixture
+def half_by_default():
+    torch.set_default_dtype(torch.float16)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_half_precision_networks_on_a_gpu_give_a_loss_in_float32_there(method, half_by_default):
+    with FakeTensorMode(), torch.device("cuda"):
+        student, teacher = SmallResNet(5), SmallResNet(5, widths=(8, 16, 24, 32))
+        images, target = torch.randn(4, 3, 64, 64), torch.zeros(4, dtype=torch.int64)
+        said, told = score(student, images), score(teacher, images)
+        assert said.logits.dtype == torch.float16
+        loss, parts = METHODS[method](said, told, target)
+    assert loss.device.type == parts.device.type == "cuda"
+    assert loss.dtype == torch.float32
+    assert loss.shape == ()
