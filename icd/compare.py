@@ -97,7 +97,8 @@ def compare(
         learners = []
         for method in missing:
             torch.manual_seed(seed)
-            learners.append(Learner(network(student, len(train.classes), train.size), METHODS[method], method))
+            fresh = network(student, len(train.classes), train.size)
+            learners.append(Learner(fresh, METHODS[method], method))
         place = Path(folder) / f"seed-{seed}-{'+'.join(missing)}"
         fit_together(
             learners, train, replace(recipe, seed=seed), teacher=teacher, folder=place, progress=progress
