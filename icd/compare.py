@@ -81,7 +81,7 @@ def compare(
     unknown = [method for method in methods if method not in METHODS]
     if unknown or not methods:
         raise RunError(f'there is no method "{", ".join(unknown)}": choose from {", ".join(METHODS)}')
-    table = Path(folder) / "results.csv"
+    table, version = Path(folder) / "results.csv", commit()
     rows = read_results(table) if table.exists() else []
     for row in rows:
         now = (student, recipe.epochs, len(held), str(METHODS.get(row.method)))
@@ -117,7 +117,7 @@ def compare(
                     seconds=learner.history[-1]["seconds"],
                     peak_mb=peak_megabytes(),
                     device=device_name(next(learner.network.parameters()).device),
-                    commit=commit(),
+                    commit=version,
                     command=shlex.join(["python", "-m", "icd", *sys.argv[1:]]),
                 )
             )
