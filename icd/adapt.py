@@ -8,11 +8,10 @@ modules said, the head is the linear layer whose output is the logits, and the m
 whose average over places is what that head read. Finding it proves that the head is affine after
 average pooling. Where nothing is found, the model is refused with what stands in the way.
 
-Forward hooks, on for one pass, bring the maps out. Against a traced copy (torchvision's
-`create_feature_extractor`): the model runs its own code, in either mode, with auxiliary outputs,
-dropout and batch statistics as its author wrote them; its parameters, names and pickles stay what they
-are; and the maps are of the very pass that made the logits. DenseNet's last ReLU is a function and no
-module, but works in place: the map that was heard has been through it.
+Forward hooks, on for one pass, bring the maps out. Unlike a traced copy (`create_feature_extractor`)
+they leave the model its own code in either mode, with auxiliary outputs, dropout and batch statistics,
+and its own names. DenseNet's last ReLU is a function and no module, but works in place, so the map that
+was heard has been through it.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ class AdaptError(ValueError):
 
 
 class Drift(NamedTuple):
-    """How far the mean over all regions is from the model's own logits, in units of the standard
-    deviation of those logits over classes; on the probe, in evaluation mode."""
+    """How far the regions' mean is from the logits, in their standard deviations over classes."""
 
     mean: float
     max: float
@@ -47,9 +45,9 @@ class Drift(NamedTuple):
 class PerPosition(nn.Sequential):
     """All that a model does after its last map, done at every place: (B, D, H, W) -> (B, C, H, W).
 
-    Each place is handed over as a map of one cell. Average pooling leaves a cell as it is, and pooling
-    to a fixed grid (VGG's 7 x 7, AlexNet's 6 x 6) fills the grid with it: these are the logits of an
-    image whose every place looks like this one. That costs the head once for every place.
+    Each place is a map of one cell, which average pooling leaves as it is, and pooling to a fixed grid
+    (VGG's 7 x 7, AlexNet's 6 x 6) spreads over the grid: these are the logits of an image whose every
+    place looks like this one. The head's cost is paid at every place.
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -72,8 +70,8 @@ class Adapted(nn.Module):
         places: names of the modules that say the stages' maps, finest first, the head's map last;
             True for those that put channels last.
         layers: names of the head's modules.
-        exact: whether the mean over regions is the image's logits (in evaluation mode).
-        drift: of that mean from the image's logits, measured with the weights that `adapt` saw.
+        exact: whether the mean over regions is the image's logits, dropout aside.
+        drift: how far it is from them, in evaluation mode, on the probe, with the weights of that time.
     """
 
     def __init__(self, model: nn.Module, places: dict[str, bool], layers: tuple[str, ...], exact: bool):
@@ -83,9 +81,8 @@ class Adapted(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """The model's own linear layer, or its last layers as `PerPosition`: looked up, not registered
-        here, so that a state dict holds every weight once. Without dropout, which would make places
-        differ by chance."""
+        """The model's own linear layer, or its last layers as `PerPosition`, without dropout. Looked up
+        and not registered, so that a state dict holds every weight once."""
         layers = [self.model.get_submodule(name) for name in self.layers]
         alone = len(layers) == 1 and isinstance(layers[0], nn.Linear)
         return layers[0] if alone else PerPosition(*layers)
@@ -113,8 +110,8 @@ def adapt(
 ) -> Adapted:
     """Wrap any classifier of images, unedited, for `icd.scores.score` and every objective.
 
-    The stages are the last map of each size that a child or grandchild of the model says. Branches
-    that only run while training (the auxiliary heads of GoogLeNet and Inception) run and get no
+    The stages are the last map of each size, of the model's children and the items of its sequences.
+    Branches that only run while training (the auxiliary heads of GoogLeNet and Inception) get no
     gradient: build the model without them where several processes wait for every gradient.
 
     Args:
@@ -156,16 +153,15 @@ class _Probe:
             with _listening(model, [name for name, _ in model.named_modules() if name]) as self.heard:
                 self.logits = _logits(model(self.images))
         except Exception as error:
-            raise AdaptError(
-                f"{self.name} does not take images of {self.size} ({error}): choose probe_size"
-            ) from error
-        if not isinstance(self.logits, Tensor) or self.logits.ndim != 2 or not self.logits.isfinite().all():
+            message = f"{self.name} does not take images of {self.size} ({error}): choose probe_size"
+            raise AdaptError(message) from error
+        if getattr(self.logits, "ndim", 0) != 2 or not self.logits.isfinite().all():
             raise AdaptError(f"{self.name} returns no finite logits (B, C) for random images")
         self.modules = {name: model.get_submodule(name) for name in self.heard}
         maps = {name: said for name, (_, said) in self.heard.items() if _is_map(said)}
-        last = {name: said.shape[1] == said.shape[2] for name, said in maps.items()}
-        sure = any(last[name] and said.shape[2] != said.shape[3] for name, said in maps.items())
-        self.last = {name: last[name] and sure for name in maps}  # not a map with as many channels as rows
+        # Channels are last, unless there are just as many of them as rows in a model that has them first.
+        sure = any(said.shape[1] == said.shape[2] != said.shape[3] for said in maps.values())
+        self.last = {name: sure and said.shape[1] == said.shape[2] for name, said in maps.items()}
         self.maps = {name: _channels_first(said, self.last[name]) for name, said in maps.items()}
         linear = [name for name, module in self.modules.items() if isinstance(module, LINEAR)]
         heads = [name for name in linear if self.near(self.heard[name][1].flatten(1), self.logits)]
@@ -196,11 +192,11 @@ class _Probe:
         """All that follows the last map, provided that it makes the model's logits of that map."""
         self.refuse_class_token()
         place, layers = self.tail()
-        if any(isinstance(self.modules[name], nn.modules.batchnorm._BatchNorm) for name in layers):
-            raise AdaptError(f"{self.obstacle()}, and batch statistics are not those of a place")
         adapted = Adapted(self.model, self.stages(place), layers, exact=False)
         try:
             again = PerPosition(*(self.modules[name] for name in layers)).read(self.maps[place])
+            if any(isinstance(self.modules[name], nn.modules.batchnorm._BatchNorm) for name in layers):
+                raise ValueError("batch statistics are not those of a place")
             if not self.near(again, self.logits):
                 raise ValueError("these modules alone do not make its logits")
             return self.measured(adapted)
@@ -209,8 +205,7 @@ class _Probe:
 
     def refuse_class_token(self) -> None:
         for name, (_, said) in self.heard.items():
-            tokens = isinstance(said, Tensor) and said.ndim == 3 and said.shape[1] > 1
-            if tokens and self.near(said[:, 0], self.read):
+            if getattr(said, "ndim", 0) == 3 and said.shape[1] > 1 and self.near(said[:, 0], self.read):
                 raise AdaptError(
                     f"{self.name}: its head {self.head} reads the class token, the first of {said.shape[1]} "
                     f"that {name} says, and no average over places: it has no logits of a place"
@@ -219,23 +214,21 @@ class _Probe:
     def tail(self) -> tuple[str, tuple[str, ...]]:
         """The last map before any pooling, and the modules that run after it: leaves, without dropout."""
         names = list(self.heard)
-        place = next(
-            (name for name in reversed(self.maps) if not isinstance(self.modules[name], POOLS)), None
-        )
-        after = names[names.index(place) + 1 :] if place else []
-        if place is None or any(_shrinks(self.modules[name]) for name in after):
+        unpooled = [name for name in self.maps if not isinstance(self.modules[name], POOLS)]
+        after = names[names.index(unpooled[-1]) + 1 :] if unpooled else []
+        if not unpooled or any(_shrinks(self.modules[name]) for name in after):
             raise AdaptError(
                 f"{self.name} ends in a map of one cell for images of {self.size}: choose a larger probe_size"
             )
         leaves = [name for name in after if not any(self.modules[name].children())]
-        idle = nn.Dropout, nn.Identity
-        return place, tuple(name for name in leaves if not isinstance(self.modules[name], idle))
+        return unpooled[-1], tuple(n for n in leaves if not isinstance(self.modules[n], nn.Dropout))
 
     def obstacle(self) -> str:
         """Why the logits are not affine in the average of the last map; the beginning of a sentence."""
         place, layers = self.tail()
         width = self.maps[place].shape[1]
-        working = [name for name in layers if not isinstance(self.modules[name], (*POOLS, nn.Flatten))]
+        idle = *POOLS, nn.Flatten, nn.Identity
+        working = [name for name in layers if not isinstance(self.modules[name], idle)]
         told = [f"{name} ({type(self.modules[name]).__name__})" for name in working]
         first = self.modules[working[0]] if working else None
         if isinstance(first, nn.Linear) and first.in_features != width:
@@ -244,22 +237,18 @@ class _Probe:
                 f"with a weight for every place, where the map's average has {width}"
             )
         if len(working) < 2:
-            return (
-                f"{self.name}: {told[0] if told else 'what follows'} reads no average of the last map {place}"
-            )
-        more = [f"and {len(told) - 4} more"] if len(told) > 4 else []
+            return f"{self.name}: {', '.join(told)} reads no average of the last map {place}"
         return (
             f"{self.name}: more than a linear layer lies between the average of the last map {place} and the "
-            f"logits: {', '.join(told[:4] + more)}"
+            f"logits: {', '.join(told[:4])}{f' and {len(told) - 4} more' if len(told) > 4 else ''}"
         )
 
     def stages(self, place: str) -> dict[str, bool]:
         """Where the last map of each size is said, up to the map at `place`."""
-        latest: dict[int, str] = {}
-        for name, said in list(self.maps.items())[: list(self.maps).index(place)]:
-            if name.count(".") <= 1 and said.shape[2] > self.maps[place].shape[2]:
-                latest[said.shape[2]] = name
-        names = [latest[side] for side in sorted(latest, reverse=True)]
+        sizes = {name: said.shape[2] for name, said in self.maps.items()}
+        before = list(sizes)[: list(sizes).index(place)]
+        latest = {sizes[n]: n for n in before if sizes[n] > sizes[place] and _is_step(self.model, n)}
+        names = [latest[size] for size in sorted(latest, reverse=True)]
         return {name: self.last[name] for name in [*names, place]}
 
     def measured(self, adapted: Adapted) -> Adapted:
@@ -276,10 +265,16 @@ def _logits(said: Any) -> Tensor:
 
 
 def _is_map(said: Any) -> bool:
-    """Several square cells for every image of the probe, with channels first or last."""
-    if not isinstance(said, Tensor) or said.ndim != 4 or len(said) != PROBES:
-        return False
-    return said.shape[2] > 1 and said.shape[2] in (said.shape[1], said.shape[3])
+    """Several cells in a square for every image of the probe, with channels first or last."""
+    shape = said.shape if isinstance(said, Tensor) else ()
+    return len(shape) == 4 and shape[0] == PROBES and 1 < shape[2] in (shape[1], shape[3])
+
+
+def _is_step(model: nn.Module, name: str) -> bool:
+    """Whether a module is a child of the model, or of a plain sequence that is: no part of a block."""
+    parent, _, _ = name.rpartition(".")
+    sequence = isinstance(model.get_submodule(parent), (nn.Sequential, nn.ModuleList))
+    return not parent or ("." not in parent and sequence)
 
 
 def _channels_first(said: Tensor, last: bool) -> Tensor:
@@ -287,7 +282,7 @@ def _channels_first(said: Tensor, last: bool) -> Tensor:
 
 
 def _shrinks(module: nn.Module) -> bool:
-    """Whether a module is made for maps of several cells, which no head is."""
+    """Whether a module is made for maps of several cells."""
     padded = isinstance(module, nn.Conv2d) and module.padding not in ((0, 0), "valid")
     return padded or isinstance(module, nn.MaxPool2d)
 
