@@ -6,7 +6,7 @@ import json
 import statistics
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -157,6 +157,19 @@ def predict(run: str, picture: str, top: int = 5) -> None:
         print(f"{100 * chance:5.1f} %  {name}")
 
 
+def pack(run: str, file: str, note: str = "") -> None:
+    """Write a trained network in half the space, 16 bits a weight, to hand on.
+
+    Args:
+        run: the folder of a finished run, or its model.safetensors.
+        file: where to, a name that ends in .safetensors.
+        note: what its card shall say; what it says now by default.
+    """
+    model, card = load_model(run)
+    save_model(file, model, replace(card, note=note or card.note), half=True)
+    print(f"{file}: {Path(file).stat().st_size / 1e6:.1f} MB")
+
+
 def draw(
     folder: str,
     species: int = 30,
@@ -192,7 +205,7 @@ def networks() -> None:
         print(f"{name:14} {sum(p.numel() for p in network(name, 200).parameters()):>12,}")
 
 
-COMMANDS = {f.__name__: f for f in (teach, distil, compare, evaluate, predict, draw, methods, networks)}
+COMMANDS = {f.__name__: f for f in (teach, distil, compare, evaluate, predict, pack, draw, methods, networks)}
 
 
 def _train(
