@@ -9,9 +9,8 @@ whose average over places is what that head read. Finding it proves that the hea
 average pooling. Where nothing is found, the model is refused with what stands in the way.
 
 Forward hooks, on for one pass, bring the maps out. Unlike a traced copy (`create_feature_extractor`)
-they leave the model its own code in either mode, with auxiliary outputs, dropout and batch statistics,
-and its own names. DenseNet's last ReLU is a function and no module, but works in place, so the map that
-was heard has been through it.
+they leave the model its own code, in either mode, and its own names. DenseNet's last ReLU is a function
+and no module, but works in place, so the map that was heard has been through it.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ class Adapted(nn.Module):
         model: the classifier, the same object, whose state dict keeps its names.
         places: names of the modules that say the stages' maps, finest first, the head's map last;
             True for those that put channels last.
-        layers: names of the head's modules.
+        layers: the head's modules.
         exact: whether the mean over regions is the image's logits, dropout aside.
         drift: how far it is from them, in evaluation mode, on the probe, with the weights of that time.
     """
@@ -84,8 +83,7 @@ class Adapted(nn.Module):
         """The model's own linear layer, or its last layers as `PerPosition`, without dropout. Looked up
         and not registered, so that a state dict holds every weight once."""
         layers = [self.model.get_submodule(name) for name in self.layers]
-        alone = len(layers) == 1 and isinstance(layers[0], nn.Linear)
-        return layers[0] if alone else PerPosition(*layers)
+        return layers[0] if [isinstance(m, nn.Linear) for m in layers] == [True] else PerPosition(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
         return _logits(self.model(images))
@@ -95,14 +93,14 @@ class Adapted(nn.Module):
         before its head is in them, and not in the local logits."""
         with _listening(self.model, self.places) as heard:
             logits = self(images)
-        stages = tuple(_channels_first(heard[name][1], last) for name, last in self.places.items())
+        said = ((heard[name][1], last) for name, last in self.places.items())
+        stages = tuple(m.permute(0, 3, 1, 2) if last else m for m, last in said)
         return Scores(logits, stages[-1], self.head, stages)
 
     def extra_repr(self) -> str:
-        *_, place = self.places
-        kind = "exact" if self.exact else "at every position"
+        where = f"{'exact' if self.exact else 'at every position'}, on {[*self.places][-1]}"
         drift = f"drift {self.drift.mean:.2g} on average, {self.drift.max:.2g} at most"
-        return f"head: {' > '.join(self.layers) or 'none'}, {kind}, on {place}; {drift}"
+        return f"head: {' > '.join(self.layers) or 'none'}, {where}; {drift}"
 
 
 def adapt(
@@ -111,20 +109,18 @@ def adapt(
     """Wrap any classifier of images, unedited, for `icd.scores.score` and every objective.
 
     The stages are the last map of each size, of the model's children and the items of its sequences.
-    Branches that only run while training (the auxiliary heads of GoogLeNet and Inception) get no
-    gradient: build the model without them where several processes wait for every gradient.
+    Heads that only run while training (GoogLeNet's and Inception's auxiliary ones) get no gradient:
+    build the model without them where several processes wait for every gradient.
 
     Args:
         model: takes (B, 3, size, size) and returns logits (B, C), or a tuple that names its `logits`.
-            It is left as it is: weights, buffers, modes and hooks.
+            Weights, buffers, modes and hooks are left as they are.
         head: "exact" takes a model whose logits are linear in the average of its last map. For any
             other "per-position" does what follows the map at every place (`PerPosition`); the mean
             over regions then is not the image's logits, and `drift` says how far off it is.
-        probe_size: pixels a side of the random images that the model is examined with. The last map
-            must have more than one cell; best is the size that the model will see.
+        probe_size: pixels a side of the random images that it is examined with; best what it will see.
 
-    Raises:
-        AdaptError: the model cannot be read like this, and why.
+    Raises AdaptError, which says why, for a model that cannot be read like this.
     """
     if head not in ("exact", "per-position"):
         raise ValueError(f"head is {head!r}: choose 'exact' or 'per-position'")
@@ -153,8 +149,8 @@ class _Probe:
             with _listening(model, [name for name, _ in model.named_modules() if name]) as self.heard:
                 self.logits = _logits(model(self.images))
         except Exception as error:
-            message = f"{self.name} does not take images of {self.size} ({error}): choose probe_size"
-            raise AdaptError(message) from error
+            why = f"does not take images of {self.size} ({error}): choose probe_size"
+            raise AdaptError(f"{self.name} {why}") from error
         if getattr(self.logits, "ndim", 0) != 2 or not self.logits.isfinite().all():
             raise AdaptError(f"{self.name} returns no finite logits (B, C) for random images")
         self.modules = {name: model.get_submodule(name) for name in self.heard}
@@ -162,7 +158,7 @@ class _Probe:
         # Channels are last, unless there are just as many of them as rows in a model that has them first.
         sure = any(said.shape[1] == said.shape[2] != said.shape[3] for said in maps.values())
         self.last = {name: sure and said.shape[1] == said.shape[2] for name, said in maps.items()}
-        self.maps = {name: _channels_first(said, self.last[name]) for name, said in maps.items()}
+        self.maps = {name: m.permute(0, 3, 1, 2) if self.last[name] else m for name, m in maps.items()}
         linear = [name for name, module in self.modules.items() if isinstance(module, LINEAR)]
         heads = [name for name in linear if self.near(self.heard[name][1].flatten(1), self.logits)]
         self.head = heads[-1] if heads else ""
@@ -177,13 +173,12 @@ class _Probe:
         """The linear head over the average of a map; without a head the logits may be that average."""
         if not self.read.any():
             raise AdaptError(f"{self.name}: what its logits are made of is all zero on random images")
-        names = list(self.heard)
+        names, layers = list(self.heard), (self.head,) if self.head else ()
         for place, features in reversed(self.maps.items()):
             if self.near(features.mean((2, 3)), self.read):
                 between = names[names.index(place) + 1 : names.index(self.head) if self.head else None]
                 if any(self.modules[name]._parameters for name in between):
                     return None  # a norm that is not trained yet changes nothing, and will
-                layers = (self.head,) if self.head else ()
                 adapted = self.measured(Adapted(self.model, self.stages(place), layers, exact=True))
                 return adapted if adapted.drift.max <= self.tolerance else None
         return None
@@ -200,26 +195,24 @@ class _Probe:
             if not self.near(again, self.logits):
                 raise ValueError("these modules alone do not make its logits")
             return self.measured(adapted)
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        except Exception as error:
             raise AdaptError(f"{self.obstacle()}, which cannot be done place by place ({error})") from error
 
     def refuse_class_token(self) -> None:
         for name, (_, said) in self.heard.items():
             if getattr(said, "ndim", 0) == 3 and said.shape[1] > 1 and self.near(said[:, 0], self.read):
-                raise AdaptError(
-                    f"{self.name}: its head {self.head} reads the class token, the first of {said.shape[1]} "
-                    f"that {name} says, and no average over places: it has no logits of a place"
-                )
+                why = f"reads the class token, the first of {said.shape[1]} that {name} says, and no average"
+                raise AdaptError(f"{self.name}: its head {self.head} {why} over places: they have no logits")
 
     def tail(self) -> tuple[str, tuple[str, ...]]:
         """The last map before any pooling, and the modules that run after it: leaves, without dropout."""
         names = list(self.heard)
         unpooled = [name for name in self.maps if not isinstance(self.modules[name], POOLS)]
         after = names[names.index(unpooled[-1]) + 1 :] if unpooled else []
-        if not unpooled or any(_shrinks(self.modules[name]) for name in after):
-            raise AdaptError(
-                f"{self.name} ends in a map of one cell for images of {self.size}: choose a larger probe_size"
-            )
+        spatial = [m for m in map(self.modules.get, after) if isinstance(m, (nn.Conv2d, nn.MaxPool2d))]
+        if not unpooled or any(m.padding not in (0, (0, 0)) or isinstance(m, nn.MaxPool2d) for m in spatial):
+            why = f"ends in a map of one cell for images of {self.size}: choose a larger probe_size"
+            raise AdaptError(f"{self.name} {why}")
         leaves = [name for name in after if not any(self.modules[name].children())]
         return unpooled[-1], tuple(n for n in leaves if not isinstance(self.modules[n], nn.Dropout))
 
@@ -232,16 +225,14 @@ class _Probe:
         told = [f"{name} ({type(self.modules[name]).__name__})" for name in working]
         first = self.modules[working[0]] if working else None
         if isinstance(first, nn.Linear) and first.in_features != width:
-            return (
-                f"{self.name}: {told[0]} reads the last map {place} flattened, {first.in_features} numbers "
-                f"with a weight for every place, where the map's average has {width}"
-            )
-        if len(working) < 2:
-            return f"{self.name}: {', '.join(told)} reads no average of the last map {place}"
-        return (
-            f"{self.name}: more than a linear layer lies between the average of the last map {place} and the "
-            f"logits: {', '.join(told[:4])}{f' and {len(told) - 4} more' if len(told) > 4 else ''}"
-        )
+            why = f"{told[0]} reads the last map {place} flattened, {first.in_features} numbers with a "
+            why += f"weight for every place, where the map's average has {width}"
+        elif len(working) < 2:
+            why = f"{', '.join(told)} reads no average of the last map {place}"
+        else:
+            why = f"more than a linear layer lies between the average of the last map {place} and the "
+            why += "logits: " + ", ".join(told[:4]) + (f" and {len(told) - 4} more" if len(told) > 4 else "")
+        return f"{self.name}: {why}"
 
     def stages(self, place: str) -> dict[str, bool]:
         """Where the last map of each size is said, up to the map at `place`."""
@@ -260,8 +251,7 @@ class _Probe:
 
 
 def _logits(said: Any) -> Tensor:
-    """What a model returns, without the auxiliary logits that some return while they train."""
-    return getattr(said, "logits", said)
+    return getattr(said, "logits", said)  # some models return auxiliary logits too while they train
 
 
 def _is_map(said: Any) -> bool:
@@ -272,27 +262,14 @@ def _is_map(said: Any) -> bool:
 
 def _is_step(model: nn.Module, name: str) -> bool:
     """Whether a module is a child of the model, or of a plain sequence that is: no part of a block."""
-    parent, _, _ = name.rpartition(".")
-    sequence = isinstance(model.get_submodule(parent), (nn.Sequential, nn.ModuleList))
-    return not parent or ("." not in parent and sequence)
-
-
-def _channels_first(said: Tensor, last: bool) -> Tensor:
-    return said.permute(0, 3, 1, 2) if last else said
-
-
-def _shrinks(module: nn.Module) -> bool:
-    """Whether a module is made for maps of several cells."""
-    padded = isinstance(module, nn.Conv2d) and module.padding not in ((0, 0), "valid")
-    return padded or isinstance(module, nn.MaxPool2d)
+    parent = name.rpartition(".")[0]
+    plain = isinstance(model.get_submodule(parent), (nn.Sequential, nn.ModuleList))
+    return not parent or ("." not in parent and plain)
 
 
 @contextmanager
 def _listening(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, tuple[Any, Any]]]:
-    """Fills a dict with what went into modules and what came out, in the order in which they ended.
-
-    Of a module that runs several times in a pass, the last run counts.
-    """
+    """Fills a dict with what went into modules and came out, in the order in which they last ended."""
     heard: dict[str, tuple[Any, Any]] = {}
     handles = [_listen(model.get_submodule(name), name, heard) for name in names]
     try:
@@ -313,7 +290,7 @@ def _listen(module: nn.Module, name: str, heard: dict[str, tuple[Any, Any]]) -> 
 
 @contextmanager
 def _resting(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and each module's own mode again after it."""
+    """Evaluation mode, and then each module's own again."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

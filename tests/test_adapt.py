@@ -316,7 +316,7 @@ IMPOSSIBLE = {
     "vit": (
         vit,
         "VisionTransformer: its head heads.head reads the class token, the first of 37 that encoder.ln says, "
-        "and no average over places: it has no logits of a place",
+        "and no average over places: they have no logits",
     ),
     "maximum": (
         ThroughMaximum,
