@@ -25,7 +25,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY) ## the tests of the package and the repository
-	$(BIN)/pytest -n auto -m "not page"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not page"
 
 # Each chapter runs once, on a copy, from a fresh kernel. Its outputs go into the cache that `book` and `pages` read.
 chapters: $(READY) _build/inputs ## run every chapter

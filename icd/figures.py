@@ -123,7 +123,7 @@ def contact_sheet(
     for index, (axis, picture) in enumerate(zip(axes.flat, pictures, strict=False)):
         axis.imshow(picture, cmap="gray" if picture.ndim == 2 else None)
         if labels is not None:
-            axis.set_title(labels[index], fontsize=8, fontweight="normal", loc="center", y=-0.02, va="top")
+            axis.set_title(labels[index], fontsize=8, fontweight="normal", loc="center", y=-0.06, va="top")
     return figure
 
 

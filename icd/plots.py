@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from icd.evidence import Interval
-from icd.figures import INK, PALETTE, SIMILARITY, line_style
+from icd.figures import INK, PALETTE, line_style
 
 
 def term_curves(history: Sequence[Mapping[str, Any]], terms: Sequence[str]) -> Figure:
@@ -65,21 +65,22 @@ def forest(intervals: Mapping[str, Interval], xlabel: str) -> Figure:
     return figure
 
 
-def likeness(axis: Axes, image: np.ndarray, similarities: np.ndarray, region: int, title: str) -> None:
-    """A bird (S, S, 3) under the cosines of its regions to one of them, (m, m); that one is outlined."""
-    m, side = len(similarities), len(image)
-    axis.imshow(image)
-    extent = (-0.5, side - 0.5, side - 0.5, -0.5)
-    axis.imshow(
-        similarities, cmap=SIMILARITY, vmin=-1, vmax=1, alpha=0.6, extent=extent, interpolation="nearest"
-    )
+def likeness(
+    axis: Axes, image: np.ndarray, cosines: np.ndarray, region: int, title: str, low: float = -1.0
+) -> None:
+    """A bird (S, S, 3) lit where its regions are like one of them, which is outlined.
+
+    `cosines` are those of the m x m regions to `region`, (m, m): at 1 a region is fully lit, at `low` dark.
+    """
+    m, side = len(cosines), len(image)
+    light = np.clip((cosines - low) / (1 - low), 0, 1)
+    cells = np.minimum(np.arange(side) * m // side, m - 1)
+    lit = image / 255 * (0.08 + 0.92 * light[cells][:, cells, None])
+    axis.imshow(lit, interpolation="nearest")
     cell = side / m
     row, column = divmod(region, m)
-    axis.add_patch(
-        Rectangle(
-            (column * cell - 0.5, row * cell - 0.5), cell, cell, fill=False, edgecolor="white", linewidth=2.5
-        )
-    )
+    corner = (column * cell - 0.5, row * cell - 0.5)
+    axis.add_patch(Rectangle(corner, cell, cell, fill=False, edgecolor="white", linewidth=2))
     axis.set_axis_off()
     axis.set_title(title, loc="center", fontsize=10)
 
