@@ -1,4 +1,4 @@
-"""The README's picture: `python book/images/birdlets.py` writes birdlets.png here."""
+"""The README's picture: `python book/images/birdlets.py` draws birdlets.png."""
 
 from pathlib import Path
 
