@@ -20,10 +20,10 @@ class DataSet:
         root: "birdlets" (drawn on first use), a folder in the layout of CUB-200-2011, or a folder with a
             folder of photographs for each class, perhaps below `train/` and `test/`.
         classes: the first so many classes alone; all of them by default.
-        crop: "image", or "box": a square around the bird, where the data set has boxes.
+        crop: "image", or "box": what the bird's box holds, where the data set has boxes.
         margin: how much of the box is added on each side.
         size: pixels a side of what a network sees.
-        resize: "squash", or "shorter": the shorter side to size, then the middle.
+        resize: "squash", or, undistorted, "shorter": the shorter side to size, then the middle; a square around a box.
         hold_out: the share of the training images kept for validation.
         split_seed: which ones.
     """

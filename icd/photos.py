@@ -35,9 +35,10 @@ class Photos:
     labels: np.ndarray  # (N,) int64, an index into `classes`
     classes: tuple[str, ...]
     size: int = 224
-    crop: Crop = "image"  # "box": a square around the box, widened by `margin` of it on each side
+    crop: Crop = "image"  # "box": the box, widened by `margin` of it on each side
     margin: float = 0.1
-    resize: Resize = "squash"  # "shorter": the shorter side to `size`, then the centre square
+    # "squash" distorts; "shorter" makes the shorter side `size` and takes the middle, of a square around a box.
+    resize: Resize = "squash"
     boxes: np.ndarray | None = None  # (N, 4) float64: left, top, width, height in the file's pixels
     box_sources: tuple[str, ...] | None = None  # where each box was read, for error messages
     parts: np.ndarray | None = None  # (N, P, 3) float64: x, y in the file's pixels, 1 if visible
@@ -103,9 +104,11 @@ class Photos:
                 source = self.box_sources[index] if self.box_sources else str(self.paths[index])
                 box = f"({x:g}, {y:g}, {w:g}, {h:g})"
                 raise DataError(f"{source}: the box {box} lies outside its image, {width} x {height} pixels")
-            side = max(w * (1 + 2 * self.margin), h * (1 + 2 * self.margin), 1.0)
-            left, right = _slide(x + w / 2, side, width)
-            top, bottom = _slide(y + h / 2, side, height)
+            wide, high = (max(length * (1 + 2 * self.margin), 1.0) for length in (w, h))
+            if self.resize == "shorter":  # undistorted: a square that holds the whole box
+                wide = high = max(wide, high)
+            left, right = _slide(x + w / 2, wide, width)
+            top, bottom = _slide(y + h / 2, high, height)
         if self.resize == "shorter":
             side = min(right - left, bottom - top)
             left, top = (left + right - side) / 2, (top + bottom - side) / 2

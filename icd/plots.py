@@ -13,9 +13,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from icd.evidence import Interval
-from icd.figures import INK, PALETTE, line_style
+from icd.figures import INK, PALETTE
 
 
 def term_curves(history: Sequence[Mapping[str, Any]], terms: Sequence[str]) -> Figure:
@@ -28,17 +29,7 @@ def term_curves(history: Sequence[Mapping[str, Any]], terms: Sequence[str]) -> F
     for term, dash in zip(terms, ("-", "--", ":", "-.") * len(terms), strict=False):
         axis.plot(epochs, [row[term] for row in history], dash, label=term.replace("_", " "))
     axis.set(xlabel="epoch", ylabel="weighted loss", yscale="log")
-    axis.legend()
-    return figure
-
-
-def accuracy_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], column: str) -> Figure:
-    """One column of several runs' logs, in percent, each in its method's colour."""
-    figure, axis = plt.subplots()
-    for name, history in histories.items():
-        values = [100 * row[column] for row in history]
-        axis.plot([row["epoch"] for row in history], values, **line_style(name))
-    axis.set(xlabel="epoch", ylabel=f"{column.replace('_', ' ')} (%)")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend()
     return figure
 
