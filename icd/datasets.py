@@ -23,7 +23,8 @@ class DataSet:
         crop: "image", or "box": what the bird's box holds, where the data set has boxes.
         margin: how much of the box is added on each side.
         size: pixels a side of what a network sees.
-        resize: "squash", or, undistorted, "shorter": the shorter side to size, then the middle; a square around a box.
+        resize: "squash" distorts; "shorter" does not: the shorter side to size, then the middle, and
+            around a box a square that holds it.
         hold_out: the share of the training images kept for validation.
         split_seed: which ones.
     """

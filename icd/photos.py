@@ -37,7 +37,7 @@ class Photos:
     size: int = 224
     crop: Crop = "image"  # "box": the box, widened by `margin` of it on each side
     margin: float = 0.1
-    # "squash" distorts; "shorter" makes the shorter side `size` and takes the middle, of a square around a box.
+    # "squash" distorts; "shorter" takes the middle square, and around a box a square that holds all of it.
     resize: Resize = "squash"
     boxes: np.ndarray | None = None  # (N, 4) float64: left, top, width, height in the file's pixels
     box_sources: tuple[str, ...] | None = None  # where each box was read, for error messages

@@ -169,7 +169,7 @@ boxes = st.tuples(st.floats(0, 0.99), st.floats(0, 0.99), st.floats(0.001, 1), s
     margin=st.floats(0, 3),
     resize=st.sampled_from(["squash", "shorter"]),
 )
-def test_the_cut_lies_inside_the_image_holds_the_box_and_is_square_where_it_fits(
+def test_the_cut_lies_inside_the_image_and_holds_the_box_undistorted_or_squashed(
     width, height, box, margin, resize
 ):
     left, top = box[0] * width, box[1] * height
@@ -178,12 +178,14 @@ def test_the_cut_lies_inside_the_image_holds_the_box_and_is_square_where_it_fits
     x0, y0, x1, y1 = photos._region(0, width, height)
     assert -1e-9 <= x0 < x1 <= width + 1e-9
     assert -1e-9 <= y0 < y1 <= height + 1e-9
-    side = max(max(w, h) * (1 + 2 * margin), 1.0)
-    if side <= min(width, height) or resize == "shorter":
+    wide, high = (max(length * (1 + 2 * margin), 1.0) for length in (w, h))
+    if resize == "shorter":
         assert x1 - x0 == pytest.approx(y1 - y0)
-    if side <= min(width, height):
-        assert x1 - x0 == pytest.approx(side)
-    if resize == "squash":
+        if max(wide, high) <= min(width, height):
+            assert x1 - x0 == pytest.approx(max(wide, high))
+    else:
+        assert x1 - x0 == pytest.approx(min(wide, width))
+        assert y1 - y0 == pytest.approx(min(high, height))
         assert x0 <= left + 1e-6
         assert left + w <= x1 + 1e-6
         assert y0 <= top + 1e-6
