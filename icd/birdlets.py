@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import platformdirs
 from filelock import FileLock
 from PIL import Image
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .canvas import PARTS, THROWS
+from .files import cache_folder
 from .plumage import FORMS, Species, species_table
 from .scenes import render
 
@@ -98,11 +98,10 @@ def folder(progress: bool = True, **settings: int) -> Path:
     It lies in the folder that the environment variable ICD_CACHE names, else in the user's cache, under
     a name made of all its settings.
     """
-    cache = Path(os.environ.get("ICD_CACHE") or platformdirs.user_cache_dir("icd"))
     parameters = inspect.signature(draw).parameters
     defaults = {name: parameters[name].default for name in parameters if name not in ("root", "progress")}
     values = "-".join(f"{name}{value}" for name, value in (defaults | settings).items())
-    return draw(cache / f"birdlets-v{FORMAT}-{values}", progress=progress, **settings)
+    return draw(cache_folder() / f"birdlets-v{FORMAT}-{values}", progress=progress, **settings)
 
 
 def families(root: str | Path) -> np.ndarray:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from icd.photos import DataError
 
