@@ -188,7 +188,8 @@ def fit_together(
         progress: show a bar with the terms, images a second and the time left.
 
     Raises:
-        RunError: the folder holds a run with other settings, or there is no teacher where one is needed.
+        RunError: the folder holds a run with other settings, there is no teacher where one is needed, or
+            several processes were started.
         NonFiniteLoss: with epoch, step and term; the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint of that very step is written.
     """
@@ -197,6 +198,10 @@ def fit_together(
             "the objective compares with a teacher and none was given: hand one over with teacher="
         )
     accelerator = make_accelerator(recipe.precision)
+    if accelerator.num_processes > 1:  # each would see the same batches, and nothing would be gained
+        raise RunError(
+            f"{accelerator.num_processes} processes were started, and training takes one: start one"
+        )
     device, steps = accelerator.device, data.steps(recipe.batch_size)
     for learner in learners:
         learner.start(recipe, accelerator)
