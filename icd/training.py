@@ -206,7 +206,7 @@ def fit_together(
     for learner in learners:
         learner.start(recipe, accelerator)
     if teacher is not None:
-        teacher = Scoring(settle(teacher, device).eval()).requires_grad_(False)
+        teacher = Scoring(settle(teacher, device).eval())
     checkpoint = Checkpoint(folder, learners, recipe, data, teacher, accelerator, every=checkpoint_seconds)
     epoch, step = checkpoint.restore()
     size = recipe.batch_size
