@@ -138,7 +138,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from test_training import *
 torch.set_num_threads(1)
-fit(small(3), METHODS["iCD-KD"], stripes(), Recipe(epochs=12, batch_size=16, precision="float32"),
+fit(small(3), METHODS["iCD-KD"], stripes(), Recipe(epochs=24, batch_size=16, precision="float32"),
     teacher=small(1), folder=sys.argv[1], checkpoint_seconds=0.0, progress=False)
 """
 
