@@ -15,7 +15,7 @@ from icd.zoo.shuffle import ShuffleV1, ShuffleV2
 from icd.zoo.vgg import VGG
 from icd.zoo.wide import WideResNet
 
-# Name -> how it is built from a number of classes and an image's size.
+#: Name -> how it is built from a number of classes and an image's size.
 NETWORKS: dict[str, Callable[[int, int], Network]] = {
     # The book's, for images of about 64 pixels: resnetL-W has L layers, and W channels in the first stage.
     "resnet10-8": partial(SmallResNet, widths=(8, 16, 32, 64)),
