@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import functools
 import http.server
+import importlib.util
 import json
 import os
+import pkgutil
+import re
 import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT, pages_in_toc
 
 pytestmark = pytest.mark.page
@@ -150,6 +154,36 @@ def test_images_say_what_is_seen(browser, site: str, page: str) -> None:
     assert not browser.execute_script(broken)
 
 
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """The source of axe-core, out of a package that carries it."""
+    package = importlib.util.find_spec("axe_playwright_python")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).with_name("axe.min.js").read_text(encoding="utf8")
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_axe_finds_nothing(browser, axe: str, site: str, page: str, mode: str) -> None:
+    show(browser, f"{site}/{page}")
+    browser.execute_script(f"localStorage.mode = localStorage.theme = '{mode}'")
+    show(browser, f"{site}/{page}")
+    assert browser.execute_script("return document.documentElement.dataset.theme") == mode
+    browser.execute_script(axe)
+    browser.set_script_timeout(120)  # the API page is long
+    # The theme's logo stands in a landmark of its own making, which axe does not take for one.
+    found = browser.execute_async_script(
+        "const done = arguments[0];"
+        "axe.run({exclude: ['.navbar-brand']}, {resultTypes: ['violations']}).then("
+        "  said => done(said.violations.flatMap(rule => rule.nodes.map("
+        "    node => `${rule.id} (${rule.impact}): ${node.target} ${node.html.slice(0, 200)}`))),"
+        "  error => done([String(error)]))"
+    )
+    browser.execute_script("localStorage.clear()")
+    assert not found
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_sliders_move_their_picture(browser, site: str, page: str) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
@@ -212,6 +246,38 @@ def test_search_finds_gram(browser, site: str) -> None:
     assert wait.until(lambda b: b.find_elements(By.CSS_SELECTOR, "#search-results li a"))
 
 
+def test_every_public_name_is_in_the_api(site: str) -> None:
+    import icd
+
+    text = (SITE / "api.html").read_text(encoding="utf8")
+    inner = {"__main__", "canvas", "checks", "fetch", "numerics", "plumage", "scenes", "tables"}
+    modules = [info.name for info in pkgutil.iter_modules(icd.__path__) if info.name not in inner]
+    names = [f"icd.{module}" for module in modules]
+    for name in list(names):
+        module = importlib.import_module(name)
+        public = getattr(module, "__all__", None) or [
+            key
+            for key, value in vars(module).items()
+            if not key.startswith("_") and getattr(value, "__module__", None) == name and callable(value)
+        ]
+        names += [f"{name}.{key}" for key in public]
+    assert len(names) > 60
+    assert not [name for name in names if f'id="{name}"' not in text and f'id="module-{name}"' not in text]
+
+
+def test_links_to_the_published_book_stay_in_the_built_one(site: str) -> None:
+    """A reader who is offline, or looks at a book that nobody published, follows them all the same."""
+    with (ROOT / "_config.yml").open(encoding="utf8") as file:
+        _, owner, name = yaml.safe_load(file)["repository"]["url"].rsplit("/", 2)
+    for page in PAGES:
+        article = (SITE / page).read_text(encoding="utf8").partition("<article")[2].partition("</article")[0]
+        assert f"{owner}.github.io/{name}" not in article, page
+        for target, anchor in re.findall(r'href="([\w./-]+\.html)(?:#([\w.-]+))?"', article):
+            linked = (SITE / page).parent / target
+            assert linked.exists(), (page, target)
+            assert not anchor or f'id="{anchor}"' in linked.read_text(encoding="utf8"), (page, target, anchor)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_page_is_light(page: str, site: str) -> None:
     """At most 1.5 MB over what all pages share."""
@@ -224,8 +290,6 @@ def test_page_is_light(page: str, site: str) -> None:
 
 def test_no_page_names_another_host(site: str) -> None:
     """Nothing is loaded from elsewhere, also not by what a click would wake."""
-    import re
-
     loads = re.compile(
         r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["'](?:https?:)?//[^"']+|<link\b[^>]*>"""
     )
