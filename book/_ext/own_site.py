@@ -1,7 +1,8 @@
 """Links to the published book, made relative in the built one.
 
-A notebook links to the book's pages by their published address, since that works in Colab and in JupyterLab too.
-Within the built book such a link must lead to the page beside it: offline, on a copy, before anything is published.
+A notebook links to the book's pages by their published address, since that works in
+Colab and in JupyterLab too. Within the built book such a link must lead to the page
+beside it: offline, on a copy, before anything is published.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def published_book(repository: str) -> str:
 
 
 def make_relative(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Turn every link to a page of this book into a relative one; warn where there is no such page."""
+    """Make links to pages of this book relative; warn where there is no such page."""
     book = published_book(app.config.html_theme_options["repository_url"])
     for link in doctree.findall(nodes.reference):
         address = link.get("refuri", "")
@@ -31,9 +32,15 @@ def make_relative(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         page, _, anchor = address.removeprefix(book).partition("#")
         target = page.removesuffix(".html") or "index"
         if target not in app.env.found_docs:
-            logger.warning("a link to %s, which is no page of this book", address, location=link)
+            logger.warning(
+                "a link to %s, which is no page of this book",
+                address,
+                location=link,
+            )
             continue
-        link["refuri"] = app.builder.get_relative_uri(docname, target) + (anchor and f"#{anchor}")
+        link["refuri"] = app.builder.get_relative_uri(docname, target) + (
+            anchor and f"#{anchor}"
+        )
         link["internal"] = True
 
 
