@@ -23,7 +23,7 @@ def published_book(repository: str) -> str:
 
 
 def make_relative(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Make links to pages of this book relative; warn where there is no such page."""
+    """Make links to this book's pages relative; warn where one leads nowhere."""
     book = published_book(app.config.html_theme_options["repository_url"])
     for link in doctree.findall(nodes.reference):
         address = link.get("refuri", "")
