@@ -27,7 +27,7 @@ def temper(scores: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def log_softmax(scores: Tensor, temperature: float = 1.0, keep: Tensor | None = None) -> Tensor:
-    """Log-probabilities over the last axis, of the entries in `keep` alone where it is given."""
+    """Log-probabilities over the last axis, of the entries in `keep` alone where it is given (chapter 1)."""
     tempered = temper(scores, temperature)
     if keep is not None:
         tempered = leave_out(tempered, ~keep)
