@@ -99,7 +99,8 @@ def groups(likeness: np.ndarray, counts: Sequence[int] | np.ndarray) -> np.ndarr
         raise ValueError(
             f"groups: likeness {likeness.shape} and counts {counts.shape}: expected (N, n, n) and (N,)"
         )
-    trees = (linkage(squareform(1 - matrix, checks=False), "average") for matrix in likeness)
+    apart = np.clip(1 - likeness, 0, None)  # a cosine may round to more than 1
+    trees = (linkage(squareform(matrix, checks=False), "average") for matrix in apart)
     cut = [fcluster(tree, count, "maxclust") for tree, count in zip(trees, counts, strict=True)]
     return np.array(cut, dtype=np.int64) - 1
 
