@@ -1,4 +1,4 @@
-"""What a run shows: accuracy, differences with their intervals, and who is taken for whom."""
+"""What a run shows: accuracy, differences with their intervals, who is taken for whom, and groups."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+from scipy.special import entr, rel_entr
 from scipy.stats import t as student_t
 from torch import Tensor, nn
 
@@ -73,3 +76,68 @@ def paired_interval(a: Sequence[float], b: Sequence[float], confidence: float = 
     mean, spread = difference.mean(), difference.std(ddof=1) / np.sqrt(len(difference))
     reach = float(student_t.ppf((1 + confidence) / 2, len(difference) - 1)) * spread
     return Interval(float(mean), float(mean - reach), float(mean + reach), len(difference))
+
+
+def groups(likeness: np.ndarray, counts: Sequence[int] | np.ndarray) -> np.ndarray:
+    """The things that each matrix compares, in groups: average linkage on `1 - likeness` (chapter 4).
+
+    Each thing starts as a group of its own. The two groups that are nearest, by the mean over their
+    pairs, become one, until as many are left as were asked for.
+
+    Args:
+        likeness: symmetric, at most 1, ones on the diagonal: Gram matrices (N, n, n).
+        counts: how many groups, (N,), each 1 to n.
+
+    Returns:
+        The group of each thing, counted from 0, (N, n) int64.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    likeness, counts = np.asarray(likeness, dtype=float), np.asarray(counts)
+    if likeness.ndim != 3 or likeness.shape[1] != likeness.shape[2] or counts.shape != likeness.shape[:1]:
+        raise ValueError(
+            f"groups: likeness {likeness.shape} and counts {counts.shape}: expected (N, n, n) and (N,)"
+        )
+    apart = np.clip(1 - likeness, 0, None)  # a cosine may round to more than 1
+    trees = (linkage(squareform(matrix, checks=False), "average") for matrix in apart)
+    cut = [fcluster(tree, count, "maxclust") for tree, count in zip(trees, counts, strict=True)]
+    return np.array(cut, dtype=np.int64) - 1
+
+
+def adjusted_mutual_information(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """How far two groupings of the same n things agree beyond chance (Vinh et al. 2010; chapter 4).
+
+    `(MI - E[MI]) / (mean entropy - E[MI])`: 1 where they are the same, 0 on average where one is
+    shuffled. It is scikit-learn's `adjusted_mutual_info_score` for N pairs at once: checking the
+    arguments of sixteen things takes that one many times as long as the sum.
+
+    Args:
+        first, second: the group of each thing, integers from 0, (N, n).
+
+    Returns:
+        (N,); below 0 where they agree less than chance would have it.
+
+    Raises:
+        ValueError: shapes that differ, or are not (N, n).
+    """
+    # Half a second that a training run, which also needs this file, shall not wait for.
+    from sklearn.metrics.cluster import expected_mutual_information
+
+    first, second = np.asarray(first), np.asarray(second)
+    if first.ndim != 2 or first.shape != second.shape:
+        raise ValueError(
+            f"adjusted_mutual_information: groupings {first.shape} and {second.shape}: expected (N, n) twice"
+        )
+    n = first.shape[1]
+    member_first = first[:, :, None] == np.arange(first.max() + 1)
+    member_second = second[:, :, None] == np.arange(second.max() + 1)
+    tables = np.einsum("nia,nib->nab", member_first.astype(np.int64), member_second.astype(np.int64))
+    joint = tables / n
+    rows, columns = joint.sum(2, keepdims=True), joint.sum(1, keepdims=True)
+    shared = rel_entr(joint, rows * columns).sum((1, 2))
+    entropy = (entr(rows).sum((1, 2)) + entr(columns).sum((1, 2))) / 2
+    chance = np.array([expected_mutual_information(t[t.any(1)][:, t.any(0)], n) for t in tables])
+    room = entropy - chance
+    alike = np.isclose(room, 0)  # all in one group, or each in its own, in both
+    return np.where(alike, 1.0, (shared - chance) / np.where(alike, 1.0, room))
