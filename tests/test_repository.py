@@ -85,7 +85,7 @@ CITED = {"github.com/yzd-v/cls_KD", "github.com/shicaiwei123/SDD-CVPR2024"}
 
 
 def test_one_address() -> None:
-    """Every link to a repository or to published pages is to ours, where `make address` changes it, or cited."""
+    """Every link to a repository or to published pages is ours, for `make address` to change, or cited."""
     tool = runpy.run_path(str(ROOT / ".ci" / "address.py"))
     owner, name = tool["parts"]((ROOT / "pyproject.toml").read_text(encoding="utf8"))
     assert f"https://github.com/{owner}/{name}" == ADDRESS
