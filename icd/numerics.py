@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -48,7 +49,7 @@ def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def cosines(vectors: Tensor, centre: bool = False) -> Tensor:
-    """Cosines between the n vectors of each set, (..., n, C) -> (..., n, n), symmetric to the bit.
+    """Cosines between the n vectors of each set, (B, n, C) -> (B, n, n), symmetric to the bit.
 
     They are inner products divided by lengths, and the squared lengths stand on the products' diagonal.
     A cosine does not change with a vector's length. So the largest entry is divided out first, that products
@@ -57,15 +58,19 @@ def cosines(vectors: Tensor, centre: bool = False) -> Tensor:
     rounding of, has no direction: its cosines are zero, with itself too.
     """
     largest = vectors.detach().abs().amax(-1, keepdim=True)
-    scaled = vectors / torch.where(largest > TINY, largest, 1.0)
+    scaled = vectors / F.threshold(largest, TINY, 1.0)
     if centre:
         scaled = scaled - scaled.mean(-1, keepdim=True)
-    products = scaled @ scaled.mT
-    squares = products.diagonal(dim1=-2, dim2=-1)
+    products = torch.bmm(scaled, scaled.mT)
+    squares = products.diagonal(dim1=1, dim2=2)
     rounding = vectors.shape[-1] * torch.finfo(vectors.dtype).eps
-    pointed = squares > rounding**2
-    inverse = torch.where(pointed, squares, 1.0).rsqrt() * pointed
-    return products * (inverse[..., :, None] * inverse[..., None, :])
+    inverse = F.threshold(squares, rounding**2, math.inf).rsqrt()  # 1 / length, 0 without a direction
+    return products * (inverse[:, :, None] * inverse[:, None, :])
+
+
+def for_each(matrix: Tensor, batch: Tensor) -> Tensor:
+    """`matrix @ batch`, (n, m) with (B, m, k) -> (B, n, k), in two operators where `@` takes six."""
+    return torch.bmm(matrix.expand(len(batch), -1, -1), batch)
 
 
 def constants(make: Callable[..., T]) -> Callable[..., T]:

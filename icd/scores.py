@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icd.checks import check_choice, check_scales
-from icd.numerics import constants, full_precision
+from icd.numerics import constants, for_each, full_precision
 
 Scales = Sequence[int]
 Pooling = Literal["adaptive", "area"]
@@ -127,12 +127,12 @@ def local_logits(
         )
     with full_precision(features) as (features,):
         cells, blocks = _plan(features, height, width, scales, pooling)
-        logits = cells @ features.flatten(2).mT  # (B, cells, D), in memory too, as the head reads it
+        logits = for_each(cells, features.flatten(2).mT)  # (B, cells, D), in memory too, as the head reads it
         if weight is not None:
             logits = F.linear(
                 logits, weight.to(logits.dtype), None if bias is None else bias.to(logits.dtype)
             )
-        return logits if blocks is None else blocks @ logits
+        return logits if blocks is None else for_each(blocks, logits)
 
 
 @constants
