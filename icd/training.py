@@ -209,7 +209,7 @@ def fit_together(
         teacher = Scoring(settle(teacher, device).eval())
     checkpoint = Checkpoint(folder, learners, recipe, data, teacher, accelerator, every=checkpoint_seconds)
     epoch, step = checkpoint.restore()
-    size = recipe.batch_size
+    size, images = recipe.batch_size, None
     bar = tqdm(
         total=recipe.epochs * steps * size,
         initial=(epoch * steps + step) * size,
@@ -219,7 +219,7 @@ def fit_together(
     )
     with bar, stop_politely() as stop:
         while epoch < recipe.epochs:
-            images, target = data.training_batch(recipe.seed, epoch, step, size, device)
+            images, target = data.training_batch(recipe.seed, epoch, step, size, device, out=images)
             with torch.no_grad(), accelerator.autocast():
                 told = teacher(images) if teacher is not None else None
             rate = recipe.rate((epoch + step / steps) / recipe.epochs)

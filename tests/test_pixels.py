@@ -106,6 +106,17 @@ def test_a_batch_is_a_pure_function_of_seed_epoch_and_step(photos, tmp_path):
     assert len(torch.cat(seen)) == 12  # the thirteenth makes no full batch
 
 
+def test_a_batch_may_take_the_memory_of_an_earlier_one(photos, tmp_path):
+    pixels = load(photos, folder=tmp_path / "store", progress=False)
+    fresh, _ = pixels.training_batch(1, 2, 1, 4)
+    earlier, _ = pixels.training_batch(1, 2, 0, 4)
+    again, _ = pixels.training_batch(1, 2, 1, 4, out=earlier)
+    assert again.data_ptr() == earlier.data_ptr()
+    assert torch.equal(fresh, again)
+    larger, _ = pixels.training_batch(1, 2, 0, 5, out=earlier)
+    assert larger.shape == (5, 3, 28, 28)
+
+
 def test_every_image_comes_once_an_epoch(photos, tmp_path):
     pixels = load(photos.subset(range(12)), folder=tmp_path / "store", progress=False)
     pixels.images[:] = torch.arange(12, dtype=torch.uint8)[:, None, None, None]
