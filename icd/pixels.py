@@ -54,10 +54,17 @@ class Pixels:
         return max(len(self) // batch_size, 1)
 
     def training_batch(
-        self, seed: int, epoch: int, step: int, batch_size: int, device: torch.device | str = "cpu"
+        self,
+        seed: int,
+        epoch: int,
+        step: int,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        share: tuple[int, int] = (0, 1),
     ) -> tuple[Tensor, Tensor]:
         """Batch `step` (from 0) of `epoch`: each image cut at random and flipped half the time.
 
+        Of it, a process with `share` (i, n) gets image i and every n-th after it.
         Returns normalised images (B, 3, size, size) float32, channels last, and labels (B,).
         """
         order = np.random.default_rng([seed, epoch]).permutation(len(self))
@@ -66,7 +73,8 @@ class Pixels:
         room = self.images.shape[1] - self.size
         corner = chance.integers(0, room + 1, size=(2, len(rows)))
         flip = chance.random(len(rows)) < 0.5
-        return self._cut(rows, corner, flip, device)
+        mine = slice(share[0], None, share[1])
+        return self._cut(rows[mine], corner[:, mine], flip[mine], device)
 
     def batches(
         self, batch_size: int = 256, device: torch.device | str = "cpu"
