@@ -117,10 +117,12 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training or count() == 1:
             return super().forward(input)
         with torch.no_grad(), full_precision(input) as (values,):
-            own = torch.stack(torch.var_mean(values, _all_but_channels(values), correction=0))
+            dims = _all_but_channels(values)
+            centre = values.mean(dims)
+            own = torch.stack([centre, (values - _wide(centre, values)).square().mean(dims)])
             each = [torch.empty_like(own) for _ in range(count())]
             dist.all_gather(each, own)
-            variances, means = torch.stack(each, 1)  # (processes, C) each
+            means, variances = torch.stack(each, 1)  # (processes, C) each
             mean, variance = means.mean(0), variances.mean(0) + means.var(0, correction=0)
             tracked, number = self.num_batches_tracked, count() * input.numel() // input.shape[1]
             if self.running_mean is not None and self.running_var is not None and tracked is not None:
@@ -149,11 +151,12 @@ class _Normalise(torch.autograd.Function):
         x, mean, scale, weight = ctx.saved_tensors
         dims = _all_but_channels(x)
         with full_precision(x, slope) as (values, slope):
-            mean, scale, weight = (_wide(v, x) for v in (mean, scale, weight))
-            normal = (values - mean) * scale
-            sums = torch.stack([slope.sum(dims), (slope * normal).sum(dims)])  # of bias and weight, (2, C)
-            constant, linear = (_wide(v, x) for v in average(sums) * x.shape[1] / x.numel())
-            back = (slope - constant - linear * normal) * (scale * weight)
+            centred = values - _wide(mean, x)
+            # Of bias and weight, (2, C): DistributedDataParallel averages these.
+            sums = torch.stack([slope.sum(dims), (slope * centred).sum(dims) * scale])
+            constant, linear = average(sums) * x.shape[1] / x.numel()
+            back = slope - centred.mul_(_wide(linear * scale, x)).add_(_wide(constant, x))
+            back *= _wide(scale * weight, x)
         return back.to(x.dtype), None, None, sums[1], sums[0], None
 
 

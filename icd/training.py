@@ -41,8 +41,9 @@ class Recipe:
         clip: gradients longer than this are shortened to it.
         seed: of the order of the images, and of how each is cut and flipped.
         sync_batch_norm: where several processes train, batch normalisation takes its statistics over the
-            batch of all of them. They then give what one process gives, to rounding, for two more messages
-            in every such layer. Without it each has those of its share, and the first one's are kept.
+            batch of all of them. They then give what one process gives, to rounding (which training
+            magnifies), for two more messages in every such layer. Without it each process has the
+            statistics of its share, and the first one's are kept.
         precision: "auto" takes bf16 where the device computes it natively, fp16 with loss scaling
             on older GPUs, float32 elsewhere. Losses compute in float32 in any case.
     """
