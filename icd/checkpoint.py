@@ -71,7 +71,9 @@ class Checkpoint:
         return round(time.monotonic() - self.began, 2)
 
     def due(self) -> bool:
-        return self.folder is not None and time.monotonic() - self.saved > self.every
+        """Whether it is time to save; of several processes the one that writes knows."""
+        writes = self.folder is not None and self.accelerator.is_main_process
+        return writes and time.monotonic() - self.saved > self.every
 
     def save(self, epoch: int, step: int) -> None:
         """Keep the run as it is before step `step` (from 0) of epoch `epoch` (from 0)."""

@@ -253,9 +253,7 @@ def fit_together(
             if step == 0 or stopping or due:
                 checkpoint.save(epoch, step)
             if stopping:
-                agreed(
-                    True
-                )  # that the checkpoint is written: when one process leaves, launchers end the others
+                agreed(True)  # that the checkpoint is written: once one process leaves, launchers end all
                 raise KeyboardInterrupt
     for learner in learners:
         learner.network.eval()
