@@ -61,13 +61,14 @@ class Pixels:
         step: int,
         batch_size: int,
         device: torch.device | str = "cpu",
+        share: tuple[int, int] = (0, 1),
         out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Batch `step` (from 0) of `epoch`: each image cut at random and flipped half the time.
 
-        Returns normalised images (B, 3, size, size) float32, channels last, and labels (B,). `out`, the
-        images of an earlier batch that nobody needs any more, is written over: new memory costs more than
-        the arithmetic.
+        Of it, a process with `share` (i, n) gets image i and every n-th after it. Returns normalised images
+        (B, 3, size, size) float32, channels last, and labels (B,). `out`, the images of an earlier batch
+        that nobody needs any more, is written over: new memory costs more than the arithmetic.
         """
         order = np.random.default_rng([seed, epoch]).permutation(len(self))
         rows = order[step * batch_size : (step + 1) * batch_size]
@@ -75,7 +76,8 @@ class Pixels:
         room = self.images.shape[1] - self.size
         corner = chance.integers(0, room + 1, size=(2, len(rows)))
         flip = chance.random(len(rows)) < 0.5
-        return self._cut(rows, corner, flip, device, out)
+        mine = slice(share[0], None, share[1])
+        return self._cut(rows[mine], corner[:, mine], flip[mine], device, out)
 
     def batches(
         self, batch_size: int = 256, device: torch.device | str = "cpu"

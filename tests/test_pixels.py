@@ -102,6 +102,8 @@ def test_a_batch_is_a_pure_function_of_seed_epoch_and_step(photos, tmp_path):
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert not torch.equal(images, pixels.training_batch(1, 3, 1, 4)[0])
     assert not torch.equal(images, pixels.training_batch(2, 2, 1, 4)[0])
+    for i in range(2):  # the shares of two processes
+        assert torch.equal(images[i::2], pixels.training_batch(1, 2, 1, 4, share=(i, 2))[0])
     seen = [pixels.training_batch(1, 2, step, 4)[1] for step in range(pixels.steps(4))]
     assert len(torch.cat(seen)) == 12  # the thirteenth makes no full batch
 
