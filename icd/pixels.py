@@ -116,7 +116,8 @@ def normalise(images: Tensor, out: Tensor | None = None) -> Tensor:
     Channels last. They are written into `out` where it is given and has their shape.
     """
     if out is None or out.shape != images.shape:
-        out = torch.empty_like(images.movedim(-3, -1), dtype=torch.float32).movedim(-1, -3)
+        shape = images.movedim(-3, -1).shape
+        out = torch.empty(shape, dtype=torch.float32, device=images.device).movedim(-1, -3)
     rows = out.movedim(-3, -1).view(*out.shape[:-3], out.shape[-2], -1)  # (..., H, W * 3), as they lie
     rows.copy_(images.movedim(-3, -1).flatten(-2))
     shift, scale = _shift_and_scale(rows, images.shape[-1])

@@ -148,3 +148,12 @@ def test_cuts_lie_inside_flip_half_the_time_and_the_test_cut_is_central(photos, 
     central, _ = next(pixels.batches(5))
     torch.testing.assert_close(central[0], normalise(pixels.images[0, 2:30, 2:30].permute(2, 0, 1)))
     assert sum(len(y) for _, y in pixels.batches(5)) == 13
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 3, 1, 2), (3, 0, 2, 1)])
+def test_normalise_takes_pixels_in_any_layout(axes):
+    images = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    laid_out = images.permute(axes).contiguous().permute(tuple(np.argsort(axes)))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    torch.testing.assert_close(normalise(laid_out), (images / 255 - mean) / std, atol=1e-5, rtol=1e-5)
+    assert normalise(laid_out[0]).shape == (3, 4, 5)
