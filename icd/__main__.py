@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import statistics
 import sys
@@ -24,6 +25,7 @@ from icd.files import write_atomically
 from icd.objective import METHODS, Objective
 from icd.photos import DataError
 from icd.pixels import Pixels, load
+from icd.processes import is_main
 from icd.saved import Card, ModelError, load_model, name_bird, save_model
 from icd.training import Recipe, fit
 from icd.zoo import NETWORKS, network
@@ -228,7 +230,8 @@ def _train(
     began = time.perf_counter()
     history = fit(student, objective, pixels, recipe, teacher=master, validation=validation, folder=place)
     card = Card(name, pixels.classes, data.size, data.resize, note=note)
-    save_model(place / "model.safetensors", student, card)
+    if is_main():
+        save_model(place / "model.safetensors", student, card)
     last = history[-1]
     seen = (
         f", {100 * last['validation_accuracy']:.2f} % of the validation images"
@@ -292,13 +295,16 @@ def main(arguments: list[str] | None = None) -> int:
             _keep_settings(Path(options["folder"]), json.loads(json.dumps(settings)))
         COMMANDS[name](**options)
     except KeyboardInterrupt:
-        print("\nstopped; give the same command again to go on from its checkpoint", file=sys.stderr)
+        if is_main():
+            print("\nstopped; give the same command again to go on from its checkpoint", file=sys.stderr)
         return 130
     except PROMISED as error:
-        print(f"icd {name}: {error}", file=sys.stderr)
+        sys.stderr.write(f"icd {name}: {error}\n")  # in one piece, should several processes write at once
         return 1
     return 0
 
 
 if __name__ == "__main__":
+    if not is_main():  # of several processes one speaks; what goes wrong, each says for itself
+        sys.stdout = io.StringIO()
     sys.exit(main())

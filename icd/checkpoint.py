@@ -52,11 +52,14 @@ class Checkpoint:
     ):
         self.folder = None if folder is None else Path(folder)
         self.learners, self.accelerator, self.every = learners, accelerator, every
+        self.device = accelerator.device
         self.began = self.saved = time.monotonic()
         # A run goes on only if all of this is as it was.
         self.settings = {
             "recipe": json.loads(json.dumps(asdict(recipe))),
             "precision": PRECISIONS[accelerator.mixed_precision],
+            "number of images behind a batch statistic": recipe.batch_size
+            // (1 if recipe.sync_batch_norm else accelerator.num_processes),
             "objectives": {learner.name: str(learner.objective) for learner in learners},
             "networks": {learner.name: describe(learner.network) for learner in learners},
             "images": f"{len(data)} of {len(data.classes)} classes, {data.size} pixels, {data.fingerprint}",
@@ -68,7 +71,9 @@ class Checkpoint:
         return round(time.monotonic() - self.began, 2)
 
     def due(self) -> bool:
-        return self.folder is not None and time.monotonic() - self.saved > self.every
+        """Whether it is time to save; of several processes the one that writes knows."""
+        writes = self.folder is not None and self.accelerator.is_main_process
+        return writes and time.monotonic() - self.saved > self.every
 
     def save(self, epoch: int, step: int) -> None:
         """Keep the run as it is before step `step` (from 0) of epoch `epoch` (from 0)."""
@@ -86,7 +91,7 @@ class Checkpoint:
             "learners": {learner.name: learner.state() for learner in self.learners},
             "scaler": None if scaler is None else scaler.state_dict(),
             "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
         try:
             with atomic_file(self.path) as file:
@@ -131,8 +136,8 @@ class Checkpoint:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])
-        if state["random_cuda"] and torch.cuda.device_count() == len(state["random_cuda"]):
-            torch.cuda.set_rng_state_all(state["random_cuda"])
+        if state["random_cuda"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"], self.device)
         self.began -= state["seconds"]
         return epoch, step
 
@@ -143,7 +148,8 @@ class Checkpoint:
 
     def _log(self) -> str:
         """A first line with the settings, then a line for each epoch of each student."""
-        first = {"torch": torch.__version__, "device": device_name(self.accelerator.device), **self.settings}
+        device = device_name(self.device, self.accelerator.num_processes)
+        first = {"torch": torch.__version__, "device": device, **self.settings}
         rows = [{"student": learner.name, **row} for learner in self.learners for row in learner.history]
         return "".join(json.dumps(line) + "\n" for line in [first, *rows])
 
@@ -175,11 +181,13 @@ def stop_politely() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def device_name(device: torch.device) -> str:
-    """What a log calls the hardware."""
+def device_name(device: torch.device, processes: int = 1) -> str:
+    """What a log calls the hardware; each process has a device of its own."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{device.type}, {torch.get_num_threads()} threads"
+    return name if processes == 1 else f"{processes} x {name}"
 
 
 def describe(network: nn.Module) -> str:

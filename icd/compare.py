@@ -20,6 +20,7 @@ from icd.evidence import Interval, accuracy, paired_interval
 from icd.files import write_atomically
 from icd.objective import METHODS
 from icd.pixels import Pixels
+from icd.processes import count, is_main
 from icd.training import Learner, Recipe, fit_together
 from icd.zoo import network
 
@@ -29,7 +30,7 @@ class Result:
     """One finished run: what was measured, and what is needed to measure it again.
 
     Students of a seed learn side by side: `seconds` is the wall time of all `together` of them, teacher
-    included, and `peak_mb` the most memory that the process held.
+    included, and `peak_mb` the most memory that the process held, the first one of several.
     """
 
     method: str
@@ -116,12 +117,13 @@ def compare(
                     together=len(learners),
                     seconds=learner.history[-1]["seconds"],
                     peak_mb=peak_megabytes(),
-                    device=device_name(next(learner.network.parameters()).device),
+                    device=device_name(next(learner.network.parameters()).device, count()),
                     commit=version,
-                    command=shlex.join(["python", "-m", "icd", *sys.argv[1:]]),
+                    command=command_line(),
                 )
             )
-        write_results(table, rows)
+        if is_main():
+            write_results(table, rows)
     return rows
 
 
@@ -176,6 +178,12 @@ def peak_megabytes() -> int:
     unit = 2**20 if sys.platform == "darwin" else 2**10
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     return round(host + (torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0))
+
+
+def command_line() -> str:
+    """What to type to run this command again."""
+    several = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(count())]
+    return shlex.join([*(several if count() > 1 else ["python"]), "-m", "icd", *sys.argv[1:]])
 
 
 def commit() -> str:

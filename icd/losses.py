@@ -23,7 +23,7 @@ from icd.checks import (
     check_scales,
     check_shape,
 )
-from icd.numerics import directions, divergence, full_precision, leave_out, log_softmax, temper
+from icd.numerics import constants, cosines, divergence, full_precision, leave_out, log_softmax, temper
 
 
 def kd_loss(
@@ -90,14 +90,12 @@ def dkd_loss(
     check_logits("dkd_loss", student, teacher, target)
     check_positive("temperature", temperature)
     with full_precision(student, teacher) as (student, teacher):
-        others = _all_but(target, student.shape[1])
+        label = _one_hot(target, student.shape[1])
         tckd = divergence(
-            _target_or_not(teacher, target, others, temperature),
-            _target_or_not(student, target, others, temperature),
+            _target_or_not(teacher, target, label, temperature),
+            _target_or_not(student, target, label, temperature),
         )
-        nckd = divergence(
-            log_softmax(teacher, temperature, others), log_softmax(student, temperature, others)
-        )
+        nckd = divergence(log_softmax(teacher, temperature, label), log_softmax(student, temperature, label))
         return _reduce(temperature**2 * (alpha * tckd + beta * nckd), reduction)
 
 
@@ -134,11 +132,11 @@ def nkd_loss(
     check_logits("nkd_loss", student, teacher, target)
     check_positive("temperature", temperature)
     with full_precision(student, teacher) as (student, teacher):
-        label = target[:, None]
-        sure = log_softmax(teacher).gather(1, label).exp() * log_softmax(student).gather(1, label)
-        others = _all_but(target, student.shape[1]) if exclude_target else None
-        q_teacher = log_softmax(teacher, temperature, others).exp()
-        spread = (q_teacher * log_softmax(student, temperature, others)).sum(1)
+        y = target[:, None]
+        sure = log_softmax(teacher).gather(1, y).exp() * log_softmax(student).gather(1, y)
+        label = _one_hot(target, student.shape[1]) if exclude_target else None
+        q_teacher = log_softmax(teacher, temperature, label).exp()
+        spread = (q_teacher * log_softmax(student, temperature, label)).sum(1)
         return _reduce(-sure.squeeze(1) - gamma * temperature**2 * spread, reduction)
 
 
@@ -206,8 +204,7 @@ def gram(local: Tensor, centre: bool = False) -> Tensor:
     if local.ndim != 3:
         raise ValueError(f"gram: region logits have shape {tuple(local.shape)}: expected (B, n, C)")
     with full_precision(local) as (local,):
-        unit = directions(local, centre)
-        return unit @ unit.transpose(1, 2)
+        return cosines(local, centre)
 
 
 def icd_loss(
@@ -250,10 +247,10 @@ def icd_loss(
     check_positive("temperature", temperature)
     check_choice("reduction", reduction, ("sum", "mean"))
     scales = check_scales(scales)
-    sizes = [m * m for m in scales]
-    if student_local.shape[1] != sum(sizes):
+    regions = sum(m * m for m in scales)
+    if student_local.shape[1] != regions:
         raise ValueError(
-            f"icd_loss: scales {scales} have {sum(sizes)} regions, the logits {student_local.shape[1]}"
+            f"icd_loss: scales {scales} have {regions} regions, the logits {student_local.shape[1]}"
         )
     weights = scale_weights(scales) if weights is None else tuple(weights)
     if len(weights) != len(scales) or not all(0 <= w < math.inf for w in weights):
@@ -261,16 +258,13 @@ def icd_loss(
             f"icd_loss: weights are {weights}: give {len(scales)} numbers, none negative, one for each scale"
         )
     with full_precision(student_local, teacher_local) as (student_local, teacher_local):
-        total = student_local.new_zeros(())
-        for weight, student, teacher in zip(
-            weights, student_local.split(sizes, 1), teacher_local.split(sizes, 1), strict=True
-        ):
-            rows = divergence(
-                _row_log_softmax(teacher, temperature, centre, diagonal),
-                _row_log_softmax(student, temperature, centre, diagonal),
-            )
-            total = total + weight * (rows.sum(1) if reduction == "sum" else rows.mean(1)).mean()
-        return total
+        # One Gram matrix of all regions, in whose rows those of other scales are left out.
+        others, shares = _rows(student_local, scales, weights, diagonal, reduction)
+        rows = divergence(
+            log_softmax(gram(teacher_local, centre), temperature, others),
+            log_softmax(gram(student_local, centre), temperature, others),
+        )
+        return (rows @ shares).mean()
 
 
 def scale_weights(scales: Sequence[int]) -> tuple[float, ...]:
@@ -279,25 +273,35 @@ def scale_weights(scales: Sequence[int]) -> tuple[float, ...]:
     return tuple(w / sum(raw) for w in raw)
 
 
-def _row_log_softmax(local: Tensor, temperature: float, centre: bool, diagonal: bool) -> Tensor:
-    """Each region's likeness to the others as log-probabilities, (B, n, n)."""
-    likeness = gram(local, centre)
-    if diagonal:
-        return log_softmax(likeness, temperature)
-    itself = torch.eye(likeness.shape[1], dtype=torch.bool, device=likeness.device)
-    return log_softmax(likeness, temperature, ~itself)
+@constants
+def _rows(
+    dtype: torch.dtype,
+    device: torch.device,
+    scales: tuple[int, ...],
+    weights: tuple[float, ...],
+    diagonal: bool,
+    reduction: str,
+) -> tuple[Tensor, Tensor]:
+    """What the row of each region leaves out, (N, N) bool, and how much it counts, (N,)."""
+    number = [i for i, m in enumerate(scales) for _ in range(m * m)]
+    scale = torch.tensor(number, device=device)
+    others = scale != scale[:, None]
+    if not diagonal:
+        others.fill_diagonal_(True)
+    counts = [w if reduction == "sum" else w / m**2 for w, m in zip(weights, scales, strict=True)]
+    return others, torch.tensor([counts[i] for i in number], dtype=dtype, device=device)
 
 
-def _target_or_not(scores: Tensor, target: Tensor, others: Tensor, temperature: float) -> Tensor:
+def _target_or_not(scores: Tensor, target: Tensor, label: Tensor, temperature: float) -> Tensor:
     """Log-probabilities (B, 2) of the target and of all other classes together."""
     tempered = temper(scores, temperature)
-    rest = leave_out(tempered, ~others).logsumexp(1)
+    rest = leave_out(tempered, label).logsumexp(1)
     return torch.stack([tempered.gather(1, target[:, None]).squeeze(1), rest], 1).log_softmax(1)
 
 
-def _all_but(target: Tensor, classes: int) -> Tensor:
-    """True for every class but the target, (B, C)."""
-    return torch.arange(classes, device=target.device) != target[:, None]
+def _one_hot(target: Tensor, classes: int) -> Tensor:
+    """True for the target alone, (B, C)."""
+    return torch.arange(classes, device=target.device) == target[:, None]
 
 
 def _reduce(losses: Tensor, reduction: str) -> Tensor:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+T = TypeVar("T")
 
 # Beyond this a softmax in float32 could meet inf - inf; no score of a network is as large.
 HUGE = 1e30
@@ -23,15 +29,13 @@ def full_precision(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def temper(scores: Tensor, temperature: float = 1.0) -> Tensor:
     """Scores divided by a temperature, kept where differences of two are finite."""
-    return (scores / temperature).clamp(-HUGE, HUGE)
+    return F.hardtanh(scores / temperature, -HUGE, HUGE)  # a clamp, whose gradient takes one pass, not five
 
 
-def log_softmax(scores: Tensor, temperature: float = 1.0, keep: Tensor | None = None) -> Tensor:
-    """Log-probabilities over the last axis, of the entries in `keep` alone where it is given."""
+def log_softmax(scores: Tensor, temperature: float = 1.0, out: Tensor | None = None) -> Tensor:
+    """Log-probabilities over the last axis; the entries `out` are left out where it is given (chapter 1)."""
     tempered = temper(scores, temperature)
-    if keep is not None:
-        tempered = leave_out(tempered, ~keep)
-    return tempered.log_softmax(-1)
+    return (tempered if out is None else leave_out(tempered, out)).log_softmax(-1)
 
 
 def leave_out(tempered: Tensor, out: Tensor) -> Tensor:
@@ -44,17 +48,42 @@ def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def directions(vectors: Tensor, centre: bool = False) -> Tensor:
-    """Vectors of the last axis at length 1, with `centre` after their mean is subtracted.
+def cosines(vectors: Tensor, centre: bool = False) -> Tensor:
+    """Cosines between the n vectors of each set, (B, n, C) -> (B, n, n), symmetric to the bit.
 
-    A direction does not change with a vector's length. So the largest entry is divided out first, that
-    sums and squares neither overflow nor vanish, and is a constant to the gradient for the same reason.
-    A vector of zeros, or one that centring leaves nothing but rounding of, has no direction and becomes zero.
+    They are inner products divided by lengths, and the squared lengths stand on the products' diagonal.
+    A cosine does not change with a vector's length. So the largest entry is divided out first, that products
+    neither overflow nor vanish, and is a constant to the gradient for the same reason. With `centre`, the
+    mean of each vector's entries is subtracted. A vector of zeros, or one that centring leaves nothing but
+    rounding of, has no direction: its cosines are zero, with itself too.
     """
     largest = vectors.detach().abs().amax(-1, keepdim=True)
-    scaled = vectors / torch.where(largest > TINY, largest, 1.0)
+    scaled = vectors / F.threshold(largest, TINY, 1.0)
     if centre:
         scaled = scaled - scaled.mean(-1, keepdim=True)
-    length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    products = torch.bmm(scaled, scaled.mT)
+    squares = products.diagonal(dim1=1, dim2=2)
     rounding = vectors.shape[-1] * torch.finfo(vectors.dtype).eps
-    return torch.where(length > rounding, scaled / torch.where(length > rounding, length, 1.0), 0.0)
+    inverse = F.threshold(squares, rounding**2, math.inf).rsqrt()  # 1 / length, 0 without a direction
+    return products * (inverse[:, :, None] * inverse[:, None, :])
+
+
+def for_each(matrix: Tensor, batch: Tensor) -> Tensor:
+    """`matrix @ batch`, (n, m) with (B, m, k) -> (B, n, k), in two operators where `@` takes six."""
+    return torch.bmm(matrix.expand(len(batch), -1, -1), batch)
+
+
+def constants(make: Callable[..., T]) -> Callable[..., T]:
+    """Remembers the constant tensors that `make(dtype, device, *arguments)` returns.
+
+    What is returned takes a tensor like them in the place of dtype and device. So a step does not make them
+    again, and does not wait for a GPU to be sent them.
+    """
+    remember = lru_cache(maxsize=64)(make)
+
+    def made(like: Tensor, *arguments: object) -> T:
+        with torch.inference_mode(False):  # what is made inside of it is of no use to a gradient outside
+            # A fake tensor lives no longer than its mode.
+            return (remember if type(like) is Tensor else make)(like.dtype, like.device, *arguments)
+
+    return made

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from icd.files import atomic_file, cache_folder, write_atomically
+from icd.numerics import constants
 from icd.photos import DataError, Photos
 
 # Of ImageNet's photographs, in [0, 1]: the published runs normalise with these.
@@ -54,11 +55,20 @@ class Pixels:
         return max(len(self) // batch_size, 1)
 
     def training_batch(
-        self, seed: int, epoch: int, step: int, batch_size: int, device: torch.device | str = "cpu"
+        self,
+        seed: int,
+        epoch: int,
+        step: int,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        share: tuple[int, int] = (0, 1),
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Batch `step` (from 0) of `epoch`: each image cut at random and flipped half the time.
 
-        Returns normalised images (B, 3, size, size) float32, channels last, and labels (B,).
+        Of it, a process with `share` (i, n) gets image i and every n-th after it. Returns normalised images
+        (B, 3, size, size) float32, channels last, and labels (B,). `out`, the images of an earlier batch
+        that nobody needs any more, is written over: new memory costs more than the arithmetic.
         """
         order = np.random.default_rng([seed, epoch]).permutation(len(self))
         rows = order[step * batch_size : (step + 1) * batch_size]
@@ -66,7 +76,8 @@ class Pixels:
         room = self.images.shape[1] - self.size
         corner = chance.integers(0, room + 1, size=(2, len(rows)))
         flip = chance.random(len(rows)) < 0.5
-        return self._cut(rows, corner, flip, device)
+        mine = slice(share[0], None, share[1])
+        return self._cut(rows[mine], corner[:, mine], flip[mine], device, out)
 
     def batches(
         self, batch_size: int = 256, device: torch.device | str = "cpu"
@@ -78,26 +89,47 @@ class Pixels:
             yield self._cut(rows, corner, np.zeros(len(rows), dtype=bool), device)
 
     def _cut(
-        self, rows: np.ndarray, corner: np.ndarray, flip: np.ndarray, device: torch.device | str
+        self,
+        rows: np.ndarray,
+        corner: np.ndarray,
+        flip: np.ndarray,
+        device: torch.device | str,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Squares of the images `rows`, upper left corners at `corner` (2, B), mirrored where `flip`."""
-        side, across = self.images.shape[1], np.arange(self.size)
-        down = corner[0][:, None] + across
-        along = corner[1][:, None] + np.where(flip[:, None], across[::-1], across)
-        # One gather of the pixels that are seen, where the images lie; only those travel to the device.
-        pixels = (rows[:, None, None] * side + down[:, :, None]) * side + along[:, None, :]
-        here = self.images.device
-        cut = self.images.view(-1, 3).index_select(0, torch.from_numpy(pixels.reshape(-1)).to(here))
-        images = cut.view(len(rows), self.size, self.size, 3).to(device, non_blocking=True)
+        here, size = self.images.device, self.size
+        cut = torch.empty(len(rows), size, size, 3, dtype=torch.uint8, device=here)
+        for place, (row, top, left, mirrored) in enumerate(
+            zip(rows.tolist(), *corner.tolist(), flip.tolist(), strict=True)
+        ):
+            square = self.images[row, top : top + size, left : left + size]
+            cut[place] = square.flip(1) if mirrored else square
+        # Only what is seen travels to the device, and as bytes.
+        images = cut.to(device, non_blocking=True).permute(0, 3, 1, 2)
         labels = self.labels[torch.from_numpy(rows).to(here)].to(device, non_blocking=True)
-        return normalise(images.permute(0, 3, 1, 2)), labels
+        return normalise(images, out), labels
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Pixels 0..255 (..., 3, H, W) as a network sees them: float32, centred by MEAN, scaled by STD."""
-    mean = torch.tensor(MEAN, device=images.device)[:, None, None]
-    std = torch.tensor(STD, device=images.device)[:, None, None]
-    return torch.addcmul(-mean / std, images.float(), 1 / (255 * std))
+def normalise(images: Tensor, out: Tensor | None = None) -> Tensor:
+    """Pixels 0..255 (..., 3, H, W) as a network sees them: float32, centred by MEAN, scaled by STD.
+
+    Channels last. They are written into `out` where it is given and has their shape.
+    """
+    if out is None or out.shape != images.shape:
+        shape = images.movedim(-3, -1).shape
+        out = torch.empty(shape, dtype=torch.float32, device=images.device).movedim(-1, -3)
+    rows = out.movedim(-3, -1).view(*out.shape[:-3], out.shape[-2], -1)  # (..., H, W * 3), as they lie
+    rows.copy_(images.movedim(-3, -1).flatten(-2))
+    shift, scale = _shift_and_scale(rows, images.shape[-1])
+    torch.addcmul(shift, rows, scale, out=rows)
+    return out
+
+
+@constants
+def _shift_and_scale(dtype: torch.dtype, device: torch.device, width: int) -> tuple[Tensor, Tensor]:
+    """What a row of `width` pixels is shifted and scaled by, (width * 3,) each."""
+    mean, std = (torch.tensor(values, dtype=dtype, device=device) for values in (MEAN, STD))
+    return (-mean / std).repeat(width), (1 / (255 * std)).repeat(width)
 
 
 def stored_size(size: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icd.checks import check_choice, check_scales
-from icd.numerics import full_precision
+from icd.numerics import constants, for_each, full_precision
 
 Scales = Sequence[int]
 Pooling = Literal["adaptive", "area"]
@@ -126,28 +125,26 @@ def local_logits(
             f"scale {finest} cuts a {height} x {width} map into {finest} x {finest} regions, more than it "
             "has cells: they would only repeat. Use coarser scales, or say repeat=True"
         )
-    plan = _plan if type(features) is Tensor else _plan.__wrapped__  # a cache must not keep fake tensors
     with full_precision(features) as (features,):
-        cells, blocks = plan(height, width, scales, pooling, features.dtype, features.device)
-        pooled = features.flatten(2) @ cells  # (B, D, cells)
-        logits = pooled.transpose(1, 2)
+        cells, blocks = _plan(features, height, width, scales, pooling)
+        logits = for_each(cells, features.flatten(2).mT)  # (B, cells, D), in memory too, as the head reads it
         if weight is not None:
             logits = F.linear(
                 logits, weight.to(logits.dtype), None if bias is None else bias.to(logits.dtype)
             )
-        return logits if blocks is None else blocks @ logits
+        return logits if blocks is None else for_each(blocks, logits)
 
 
-@lru_cache(maxsize=64)
+@constants
 def _plan(
+    dtype: torch.dtype,
+    device: torch.device,
     height: int,
     width: int,
     scales: tuple[int, ...],
     pooling: Pooling,
-    dtype: torch.dtype,
-    device: torch.device,
 ) -> tuple[Tensor, Tensor | None]:
-    """Pooling as two fixed matrices: map pixels -> cells (HW, K), cells -> regions (N, K).
+    """Pooling as two fixed matrices: map pixels -> cells (K, HW), cells -> regions (N, K).
 
     The cells are the finest grid, and the grids of scales that do not divide it.
     """
@@ -155,7 +152,7 @@ def _plan(
     grids = [finest, *sorted({m for m in scales if finest % m})]
     cells = torch.cat([torch.kron(_bins(height, m, pooling), _bins(width, m, pooling)) for m in grids])
     if scales == (finest,):
-        return cells.T.to(dtype=dtype, device=device), None
+        return cells.to(dtype=dtype, device=device), None
     first = dict(zip(grids, accumulate((m * m for m in grids), initial=0), strict=False))
     blocks = torch.zeros(sum(m * m for m in scales), len(cells), dtype=torch.float64)
     row = 0
@@ -164,7 +161,7 @@ def _plan(
         steps = _bins(source, m, "area")
         blocks[row : row + m * m, first[source] : first[source] + source * source] = torch.kron(steps, steps)
         row += m * m
-    return cells.T.to(dtype=dtype, device=device), blocks.to(dtype=dtype, device=device)
+    return cells.to(dtype=dtype, device=device), blocks.to(dtype=dtype, device=device)
 
 
 def _bins(length: int, m: int, pooling: Pooling) -> Tensor:

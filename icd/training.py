@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -18,6 +18,7 @@ from icd.checkpoint import Checkpoint, NonFiniteLoss, RunError, stop_politely
 from icd.evidence import accuracy
 from icd.objective import Objective, Term
 from icd.pixels import Pixels
+from icd.processes import agreed, all_or_none, average, join, share, synchronise
 from icd.scores import Scores, Scoring
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
@@ -39,6 +40,10 @@ class Recipe:
         weight_decay: of SGD.
         clip: gradients longer than this are shortened to it.
         seed: of the order of the images, and of how each is cut and flipped.
+        sync_batch_norm: where several processes train, batch normalisation takes its statistics over the
+            batch of all of them. They then give what one process gives, to rounding (which training
+            magnifies), for two more messages in every such layer. Without it each process has the
+            statistics of its share, and the first one's are kept.
         precision: "auto" takes bf16 where the device computes it natively, fp16 with loss scaling
             on older GPUs, float32 elsewhere. Losses compute in float32 in any case.
     """
@@ -53,6 +58,7 @@ class Recipe:
     weight_decay: float = 5e-4
     clip: float = 40.0
     seed: int = 0
+    sync_batch_norm: bool = False
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
@@ -88,6 +94,8 @@ class Learner:
     def start(self, recipe: Recipe, accelerator: Accelerator) -> None:
         """Take a place on the device, with a fresh optimizer."""
         settle(self.network, accelerator.device).train()
+        if recipe.sync_batch_norm and accelerator.num_processes > 1:
+            synchronise(self.network)
         optimizer = torch.optim.SGD(
             self.network.parameters(),
             recipe.learning_rate,
@@ -113,7 +121,7 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad()
         right = (scores.logits.detach().argmax(1) == target).float().mean()
-        self.waiting.append(torch.cat([parts, right[None]]))
+        self.waiting.append(average(torch.cat([parts, right[None]])))
 
     def read(self, epoch: int, step: int) -> dict[str, float]:
         """Wait for the steps of `epoch` up to `step` (both from 1); returns the epoch's means so far."""
@@ -163,6 +171,7 @@ def fit(
     return learner.history
 
 
+@all_or_none()
 def fit_together(
     learners: Sequence[Learner],
     data: Pixels,
@@ -172,9 +181,13 @@ def fit_together(
     validation: Pixels | None = None,
     folder: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
+    patience_seconds: float = 300.0,
     progress: bool = True,
 ) -> None:
     """Train students side by side on the same batches; the teacher is asked once for all of them.
+
+    Started in several processes (`accelerate launch`, `notebook_launcher`), each takes its share of every
+    batch, and the first one writes. See `icd.processes` for what is equal to a run of one process.
 
     Args:
         learners: students with their objectives and names; trained in place.
@@ -185,41 +198,40 @@ def fit_together(
         folder: for the log, and a checkpoint every epoch and every `checkpoint_seconds`. Called again with
             the same folder and settings, a run goes on where it was; on a CPU, to the same bits.
         checkpoint_seconds: what a killed process may lose, at most.
+        patience_seconds: how long a process waits for another that is silent; the first run decides.
         progress: show a bar with the terms, images a second and the time left.
 
     Raises:
-        RunError: the folder holds a run with other settings, there is no teacher where one is needed, or
-            several processes were started.
+        RunError: the folder holds a run with other settings, there is no teacher where one is needed, a
+            batch cannot be shared equally by the processes, or one of them ended and stops the others.
         NonFiniteLoss: with epoch, step and term; the last good checkpoint is kept.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint of that very step is written.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, to any process, once a checkpoint of that very step is
+            written.
     """
     if teacher is None and any(learner.objective.needs_teacher for learner in learners):
         raise RunError(
             "the objective compares with a teacher and none was given: hand one over with teacher="
         )
-    accelerator = make_accelerator(recipe.precision)
-    if accelerator.num_processes > 1:  # each would see the same batches, and nothing would be gained
-        raise RunError(
-            f"{accelerator.num_processes} processes were started, and training takes one: start one"
-        )
-    device, steps = accelerator.device, data.steps(recipe.batch_size)
+    accelerator = make_accelerator(recipe.precision, patience_seconds)
+    device, steps, size = accelerator.device, data.steps(recipe.batch_size), recipe.batch_size
+    mine = share(min(size, len(data)))
     for learner in learners:
         learner.start(recipe, accelerator)
     if teacher is not None:
         teacher = Scoring(settle(teacher, device).eval())
     checkpoint = Checkpoint(folder, learners, recipe, data, teacher, accelerator, every=checkpoint_seconds)
     epoch, step = checkpoint.restore()
-    size = recipe.batch_size
+    images = None
     bar = tqdm(
         total=recipe.epochs * steps * size,
         initial=(epoch * steps + step) * size,
         unit="image",
         mininterval=0.5,
-        disable=not (progress and accelerator.is_local_main_process),
+        disable=not (progress and accelerator.is_main_process),
     )
-    with bar, stop_politely() as stop:
+    with stop_politely() as stop, bar:
         while epoch < recipe.epochs:
-            images, target = data.training_batch(recipe.seed, epoch, step, size, device)
+            images, target = data.training_batch(recipe.seed, epoch, step, size, device, mine, out=images)
             with torch.no_grad(), accelerator.autocast():
                 told = teacher(images) if teacher is not None else None
             rate = recipe.rate((epoch + step / steps) / recipe.epochs)
@@ -238,9 +250,11 @@ def fit_together(
                         row["validation_accuracy"] = accuracy(learner.network, validation)
                     learner.close_epoch(**row, seconds=checkpoint.seconds())
                 epoch, step = epoch + 1, 0
-            if step == 0 or stop.requested or checkpoint.due():
+            stopping, due = agreed(stop.requested, checkpoint.due())
+            if step == 0 or stopping or due:
                 checkpoint.save(epoch, step)
-            if stop.requested:
+            if stopping:
+                agreed(True)  # that the checkpoint is written: once one process leaves, launchers end all
                 raise KeyboardInterrupt
     for learner in learners:
         learner.network.eval()
@@ -251,9 +265,9 @@ def settle(network: nn.Module, device: torch.device) -> nn.Module:
     return network.to(device).to(memory_format=torch.channels_last)
 
 
-def make_accelerator(precision: Precision) -> Accelerator:
+def make_accelerator(precision: Precision, patience_seconds: float = 300.0) -> Accelerator:
     """Accelerate's view of this machine: device, processes and a precision that it computes natively."""
-    device = PartialState().device
+    device = join(patience_seconds).device
     mixed = native_precision(device) if precision == "auto" else precision
     AcceleratorState._reset_state()  # else a second run of this process could not have another precision
     return Accelerator(mixed_precision="no" if mixed == "float32" else mixed)

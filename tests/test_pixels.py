@@ -102,8 +102,21 @@ def test_a_batch_is_a_pure_function_of_seed_epoch_and_step(photos, tmp_path):
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert not torch.equal(images, pixels.training_batch(1, 3, 1, 4)[0])
     assert not torch.equal(images, pixels.training_batch(2, 2, 1, 4)[0])
+    for i in range(2):  # the shares of two processes
+        assert torch.equal(images[i::2], pixels.training_batch(1, 2, 1, 4, share=(i, 2))[0])
     seen = [pixels.training_batch(1, 2, step, 4)[1] for step in range(pixels.steps(4))]
     assert len(torch.cat(seen)) == 12  # the thirteenth makes no full batch
+
+
+def test_a_batch_may_take_the_memory_of_an_earlier_one(photos, tmp_path):
+    pixels = load(photos, folder=tmp_path / "store", progress=False)
+    fresh, _ = pixels.training_batch(1, 2, 1, 4)
+    earlier, _ = pixels.training_batch(1, 2, 0, 4)
+    again, _ = pixels.training_batch(1, 2, 1, 4, out=earlier)
+    assert again.data_ptr() == earlier.data_ptr()
+    assert torch.equal(fresh, again)
+    larger, _ = pixels.training_batch(1, 2, 0, 5, out=earlier)
+    assert larger.shape == (5, 3, 28, 28)
 
 
 def test_every_image_comes_once_an_epoch(photos, tmp_path):
@@ -135,3 +148,12 @@ def test_cuts_lie_inside_flip_half_the_time_and_the_test_cut_is_central(photos, 
     central, _ = next(pixels.batches(5))
     torch.testing.assert_close(central[0], normalise(pixels.images[0, 2:30, 2:30].permute(2, 0, 1)))
     assert sum(len(y) for _, y in pixels.batches(5)) == 13
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 3, 1, 2), (3, 0, 2, 1)])
+def test_normalise_takes_pixels_in_any_layout(axes):
+    images = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    laid_out = images.permute(axes).contiguous().permute(tuple(np.argsort(axes)))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    torch.testing.assert_close(normalise(laid_out), (images / 255 - mean) / std, atol=1e-5, rtol=1e-5)
+    assert normalise(laid_out[0]).shape == (3, 4, 5)

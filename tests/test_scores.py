@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from icd import Scores, local_logits, score
+from icd import Scores, icd_loss, local_logits, score
 from icd.zoo import SmallResNet
 
 maps = st.tuples(st.integers(4, 28), st.integers(4, 28))
@@ -125,6 +125,15 @@ def test_scores_hold_what_forward_says_and_compute_local_logits_once():
     assert said.local() is said.local((1, 2, 4))
     assert said.local(pooling="area") is not said.local()
     assert isinstance(said, Scores)
+
+
+def test_what_inference_made_serves_training_afterwards():
+    features, weight, bias = features_and_head(9, 11)
+    with torch.inference_mode():
+        icd_loss(*2 * [local_logits(features, weight, bias, (1, 3))], scales=(1, 3))
+    local = local_logits(features.requires_grad_(), weight, bias, (1, 3))
+    icd_loss(local, local.detach().flip(0), scales=(1, 3)).backward()
+    assert features.grad.isfinite().all()
 
 
 def test_a_module_without_a_map_is_refused_by_name():

@@ -102,15 +102,15 @@ def test_students_side_by_side_are_what_they_are_alone():
         assert same_weights(single, learner.network), learner.name
 
 
-def interrupt(teacher: SmallResNet, call: int) -> None:
-    """Make `teacher` press Ctrl-C when it is asked for the `call`-th time."""
+def interrupt(teacher: SmallResNet, call: int, number: int = signal.SIGINT) -> None:
+    """Make `teacher` press Ctrl-C, or send another signal, when it is asked for the `call`-th time."""
     maps, calls = teacher.maps, 0
 
     def interrupting(images):
         nonlocal calls
         calls += 1
         if calls == call:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return maps(images)
 
     teacher.maps = interrupting

@@ -1,6 +1,6 @@
 """The opening page's picture: a bird, what its regions are like, and the matrix.
 
-`python book/images/opening.py` draws opening.png.
+`python book/images/opening.py` draws opening.webp.
 """
 
 from io import BytesIO
@@ -16,12 +16,12 @@ from icd.files import data_path
 from icd.pixels import normalise
 from icd.saved import load_model
 
-REGIONS = (6, 8, 15)  # of 4 x 4, row by row: about the head, the tail, a corner
+REGIONS = (6, 15)  # of 4 x 4, row by row: about the head, a corner
 BIRD = 48
 
 
 def main() -> None:
-    """Write opening.png beside this file."""
+    """Write opening.webp beside this file."""
     figures.use_style()
     teacher, card = load_model(data_path("teachers/birdlets.safetensors"))
     # The same scene in more pixels, for people.
@@ -38,37 +38,23 @@ def main() -> None:
         local = score(teacher, normalise(small)).local((4,))
         cosines = gram(local, centre=True)[0].numpy()
 
-    figure, axes = plt.subplots(1, 5, figsize=(10, 2.25))
+    figure, axes = plt.subplots(1, 4, figsize=(10, 2.5))
+    low = cosines.min()
     axes[0].imshow(picture)
-    axes[0].set_title("what the eye sees", loc="center", fontsize=11)
-    axes[0].set_axis_off()
-    for axis, region in zip(axes[1:4], REGIONS, strict=True):
-        plots.likeness(
-            axis,
-            picture,
-            cosines[region].reshape(4, 4),
-            region,
-            "",
-            low=cosines.min(),
-        )
-    axes[2].set_title("what the teacher finds alike", loc="center", fontsize=11)
-    axes[4].imshow(cosines, cmap=figures.SIMILARITY, vmin=cosines.min(), vmax=1)
-    axes[4].set_title("its Gram matrix", loc="center", fontsize=11)
-    axes[4].set_axis_off()
+    for axis, region in zip(axes[1:], REGIONS, strict=False):
+        lit = cosines[region].reshape(4, 4)
+        plots.likeness(axis, picture, lit, region, "", low=low)
+    axes[3].imshow(cosines, cmap=figures.SIMILARITY, vmin=low, vmax=1)
     for region in REGIONS:
-        row = Rectangle(
-            (-0.5, region - 0.5),
-            16,
-            1,
-            fill=False,
-            edgecolor="white",
-            linewidth=1.5,
-        )
-        axes[4].add_patch(row)
+        corner = (-0.5, region - 0.5)
+        row = Rectangle(corner, 16, 1, fill=False, edgecolor="white", linewidth=2)
+        axes[3].add_patch(row)
+    for axis in axes:
+        axis.set_axis_off()
     drawn = BytesIO()
     figure.savefig(drawn, dpi=160)
-    small = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    small.save(Path(__file__).with_suffix(".png"), optimize=True)
+    picture_file = Path(__file__).with_suffix(".webp")
+    Image.open(drawn).convert("RGB").save(picture_file, quality=90, method=6)
 
 
 if __name__ == "__main__":

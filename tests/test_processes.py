@@ -1,0 +1,311 @@
+"""Several processes on a CPU: equal to one process to rounding, and stopped together.
+
+This file is also a script, which starts two processes for each of its `JOBS` by `notebook_launcher`; the
+tests look at what they left in a folder.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from accelerate import notebook_launcher
+from PIL import Image
+from test_training import QUICK, interrupt, small, stripes
+from torch import nn
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from icd.__main__ import main
+from icd.checkpoint import RunError
+from icd.objective import METHODS
+from icd.processes import SynchronisedBatchNorm, average, count, join, synchronise
+from icd.training import Learner, fit, fit_together
+from icd.zoo.base import Network
+
+pytestmark = pytest.mark.slow
+SYNCHRONISED = replace(QUICK, sync_batch_norm=True)
+
+
+class Plain(Network):
+    """A small network without batch normalisation."""
+
+    def __init__(self, unused: bool = False):
+        torch.manual_seed(3)
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.GroupNorm(2, 8), nn.ReLU(), nn.MaxPool2d(4))
+        self.head = nn.Linear(8, 4)
+        if unused:
+            self.unused = nn.Linear(1, 1)
+
+    def maps(self, images):
+        features = self.body(images)
+        return features, (features,)
+
+
+def layer(kind: type[nn.Module]) -> nn.Module:
+    """A layer of batch normalisation in float64 that has seen something already."""
+    torch.manual_seed(5)
+    module = kind(3).double()
+    for value in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
+        value.uniform_(0.5, 2)
+    return module
+
+
+LAYERS = {
+    "maps": (nn.BatchNorm2d, (8, 3, 5, 4), torch.channels_last),
+    "vectors": (nn.BatchNorm1d, (8, 3), torch.contiguous_format),
+}
+
+
+def normalised(kind: type[nn.Module], shape: tuple[int, ...], form: torch.memory_format) -> dict:
+    """What a synchronised layer makes of this process's share of a batch, and its gradients."""
+    model = nn.Sequential(layer(kind))
+    synchronise(model)
+    assert isinstance(model[0], SynchronisedBatchNorm)
+    x, target = torch.randn(2, *shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    rank, processes = int(os.environ.get("RANK", "0")), count()
+    mine = x[rank::processes].clone(memory_format=form).requires_grad_()
+    out = model(mine)
+    (out - target[rank::processes]).square().mean().backward()
+    slopes = [average(parameter.grad) for parameter in model.parameters()]
+    return {"out": out.detach(), "x": mine.grad / processes, "slopes": slopes, "state": model[0].state_dict()}
+
+
+def train_together(folder: Path) -> dict:
+    join(60.0)
+    left: dict = {"layers": {name: normalised(*how) for name, how in LAYERS.items()}}
+    left["runs"] = {name: run(name, folder / name) for name in RUNS}
+    pair = [Learner(small(3), METHODS[name], name) for name in ("KD", "iCD-KD")]
+    fit_together(pair, stripes(), SYNCHRONISED, teacher=small(1), progress=False)
+    left["pair"] = [learner.network.state_dict() for learner in pair]
+    left["refused"] = []
+    for student, recipe in (
+        (small(3), replace(QUICK, batch_size=15)),
+        (Plain(unused=True), QUICK),
+        (nn.Sequential(Louder(4)), SYNCHRONISED),
+    ):
+        with pytest.raises(RunError) as error:
+            fit(student, METHODS["alone"], stripes(), recipe, progress=False)
+        left["refused"].append(str(error.value))
+    return left
+
+
+class Louder(nn.BatchNorm1d):
+    """Does more than normalise, as timm's layers do."""
+
+
+# A gradient is longer than .5 at times: what is cut must be the mean over processes.
+RUNS = {
+    "plain": (Plain, replace(QUICK, clip=0.5)),
+    "synchronised": (lambda: small(3), replace(SYNCHRONISED, clip=0.5)),
+    "shares": (lambda: small(3), QUICK),
+}
+
+
+def run(name: str, folder: Path | None = None) -> tuple[list[dict], dict]:
+    """The log and the weights of a student trained by its recipe in `RUNS`."""
+    (make, recipe), teacher = RUNS[name], small(1)
+    student, held = make(), stripes(seed=1)
+    log = fit(student, METHODS["iCD-KD"], stripes(), recipe, teacher=teacher, validation=held, folder=folder)
+    return log, student.state_dict()
+
+
+def train_with(teacher: nn.Module, folder: Path, **options) -> dict:
+    """How a run ends that one process leaves, in the view of this one."""
+    began = time.monotonic()
+    try:
+        fit(small(3), METHODS["KD"], stripes(), SYNCHRONISED, teacher=teacher, folder=folder, **options)
+    except (RunError, KeyboardInterrupt) as error:
+        return {"error": type(error).__name__, "said": str(error), "seconds": time.monotonic() - began}
+    return {}
+
+
+def is_killed(folder: Path) -> dict:
+    teacher = small(1)
+    if os.environ["RANK"] == "0":  # the one that writes
+        interrupt(teacher, 9, signal.SIGKILL)
+    return train_with(teacher, folder / "run", checkpoint_seconds=0.0)
+
+
+def is_asked_to_stop(folder: Path) -> dict:
+    teacher = small(1)
+    if os.environ["RANK"] == "1":
+        interrupt(teacher, 9, signal.SIGTERM)
+    return train_with(teacher, folder / "run")
+
+
+def is_silent(folder: Path) -> dict:
+    teacher = small(1)
+    if os.environ["RANK"] == "1":
+        signal.signal(signal.SIGALRM, lambda *_: time.sleep(4))
+        interrupt(teacher, 9, signal.SIGALRM)
+    return train_with(teacher, folder / "run", patience_seconds=2.0)
+
+
+JOBS = {job.__name__: job for job in (train_together, is_killed, is_asked_to_stop, is_silent)}
+
+
+def work(name: str, folder: Path) -> None:
+    """What each of two processes does."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of the launcher, until what was seen is written
+    left = JOBS[name](folder)
+    torch.save(left, folder / f"{os.environ['RANK']}.pt")
+    if left.get("error") == "RunError":
+        os._exit(1)
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder for each job, in which both processes left what they saw."""
+    folder = tmp_path_factory.mktemp("processes")
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, __file__, folder], env=environment, check=True, timeout=300)
+    return folder
+
+
+def left_by(job, folder: Path, rank: int) -> dict:
+    return torch.load(folder / job.__name__ / f"{rank}.pt", weights_only=False)
+
+
+def far(a: dict, b: dict) -> float:
+    """The largest difference between two state dicts, relative to the largest entry of a tensor."""
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max() / a[name].abs().max()) for name in a)
+
+
+def curves(log: list[dict]) -> np.ndarray:
+    return np.array([[value for name, value in row.items() if name != "seconds"] for row in log])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_synchronised_layer_gives_what_one_process_gives(name, folder):
+    kind, shape, form = LAYERS[name]
+    one = normalised(kind, shape, form)
+    two = [left_by(train_together, folder, rank)["layers"][name] for rank in (0, 1)]
+    for key in ("out", "x"):
+        together = torch.empty_like(one[key])
+        for rank in (0, 1):
+            together[rank::2] = two[rank][key]
+        torch.testing.assert_close(together, one[key], rtol=1e-12, atol=1e-12)
+    for each in two:
+        torch.testing.assert_close(each["slopes"], one["slopes"], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(each["state"], one["state"], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_give_the_curve_and_the_weights_of_one(name, folder):
+    log, weights = run(name)
+    two = [left_by(train_together, folder, rank)["runs"][name] for rank in (0, 1)]
+    if name == "shares":  # statistics of 8 images are not those of 16, and the first process's are kept
+        assert far(weights, two[0][1]) > 0.01
+        return
+    assert far(two[0][1], two[1][1]) == 0
+    np.testing.assert_allclose(curves(two[0][0]), curves(log), rtol=1e-4)
+    np.testing.assert_array_equal(curves(two[0][0]), curves(two[1][0]))
+    assert far(weights, two[0][1]) < 1e-3
+
+
+def test_students_side_by_side_are_what_they_are_in_one_process(folder):
+    pair = [Learner(small(3), METHODS[name], name) for name in ("KD", "iCD-KD")]
+    fit_together(pair, stripes(), SYNCHRONISED, teacher=small(1), progress=False)
+    for learner, weights in zip(pair, left_by(train_together, folder, 0)["pair"], strict=True):
+        assert far(learner.network.state_dict(), weights) < 1e-3
+
+
+def test_the_log_is_written_once_and_says_how_many_processes(folder):
+    lines = (folder / train_together.__name__ / "synchronised" / "log.jsonl").read_text().splitlines()
+    first, *rows = map(json.loads, lines)
+    assert first["device"] == "2 x cpu, 1 threads"
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert not list((folder / train_together.__name__).rglob("*.part"))
+
+
+def test_what_processes_cannot_share_is_refused(folder):
+    batch, unused, louder = left_by(train_together, folder, 1)["refused"]
+    assert batch.startswith("a batch of 15 images cannot be shared equally by 2 processes: give a batch size")
+    assert unused.startswith("some of the student's weights got no gradient")
+    assert louder.startswith("0 is a Louder, which cannot be synchronised")
+
+
+def test_statistics_of_shares_go_on_with_as_many_processes_only(folder):
+    place = folder / train_together.__name__ / "shares"
+    with pytest.raises(RunError, match="another number of images behind a batch statistic: there 8, here 16"):
+        run("shares", place)
+
+
+@pytest.mark.parametrize(
+    ("job", "seen_by", "error", "said", "at"),
+    [
+        (is_killed, 1, "RunError", "process 1 of 2 stops, because another one ended: it was killed,", (1, 2)),
+        (is_asked_to_stop, 0, "KeyboardInterrupt", "", (1, 3)),
+        (is_asked_to_stop, 1, "KeyboardInterrupt", "", (1, 3)),
+        (is_silent, 0, "RunError", "process 0 of 2 stops, because another one was silent for too", (1, 0)),
+    ],
+)
+def test_a_process_that_leaves_stops_the_other_and_one_process_goes_on(
+    job, seen_by, error, said, at, folder, tmp_path
+):
+    left = left_by(job, folder, seen_by)
+    assert left["error"] == error
+    assert left["said"].startswith(said)
+    place = shutil.copytree(folder / job.__name__ / "run", tmp_path / "run")
+    kept = torch.load(place / "checkpoint.pt", weights_only=True)
+    assert (kept["epoch"], kept["step"]) == at
+    went_on, never_stopped = small(9), small(3)
+    fit(went_on, METHODS["KD"], stripes(), SYNCHRONISED, teacher=small(1), folder=place, progress=False)
+    fit(never_stopped, METHODS["KD"], stripes(), SYNCHRONISED, teacher=small(1), progress=False)
+    assert far(never_stopped.state_dict(), went_on.state_dict()) < 1e-3
+
+
+def test_a_launched_command_loses_a_process_and_goes_on(tmp_path):
+    generator = np.random.default_rng(0)
+    for name in ("crow", "gull"):
+        (tmp_path / "birds" / name).mkdir(parents=True)
+        for i in range(20):
+            picture = Image.fromarray(generator.integers(0, 255, (36, 36, 3), dtype=np.uint8))
+            picture.save(tmp_path / "birds" / name / f"{i}.png")
+    run = tmp_path / "run"
+    options = f"--network resnet10-8 --data.root {tmp_path / 'birds'} --data.size 32 --recipe.epochs 30"
+    command = f"teach {run} {options} --recipe.batch_size 8 --recipe.sync_batch_norm true".split()
+    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0 -m icd"
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "ICD_CACHE": str(tmp_path / "cache")}
+    launcher = subprocess.Popen(
+        [sys.executable, *launch.split(), *command], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    while not (run / "checkpoint.pt").exists():
+        assert launcher.poll() is None, launcher.communicate()[1]
+        time.sleep(0.01)
+    second = next(p for p in psutil.Process(launcher.pid).children() if p.environ()["RANK"] == "1")
+    second.kill()
+    said = launcher.communicate(timeout=60)[1]
+    assert launcher.returncode == 1
+    assert said.count("icd teach: process 0 of 2 stops, because another one ended") == 1
+    assert not (run / "model.safetensors").exists()
+    assert main(command) == 0
+    assert len((run / "log.jsonl").read_text().splitlines()) == 31
+
+
+if __name__ == "__main__":
+    torch.optim.SGD(small().parameters(), 0.1)  # what it imports when first used, once instead of in each
+    for job in JOBS:
+        place = Path(sys.argv[1]) / job
+        place.mkdir()
+        with contextlib.suppress(ChildFailedError):
+            notebook_launcher(work, (job, place), num_processes=2, use_port=free_port())
