@@ -127,7 +127,13 @@ def local_logits(
         )
     with full_precision(features) as (features,):
         cells, blocks = _plan(features, height, width, scales, pooling)
-        logits = for_each(cells, features.flatten(2).mT)  # (B, cells, D), in memory too, as the head reads it
+        # (B, cells, D), in memory too, as the head reads them. Of one grid over a map that lies channels last
+        # in a CPU's memory, PyTorch's own pooling does the same in half the time.
+        own = features.device.type == "cpu" and features.is_contiguous(memory_format=torch.channels_last)
+        if own and pooling == "adaptive" and len(cells) == finest**2:
+            logits = F.adaptive_avg_pool2d(features, finest).flatten(2).mT
+        else:
+            logits = for_each(cells, features.flatten(2).mT)
         if weight is not None:
             logits = F.linear(
                 logits, weight.to(logits.dtype), None if bias is None else bias.to(logits.dtype)

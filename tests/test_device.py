@@ -1,7 +1,10 @@
 """What matters on a GPU, shown without one: no waiting for the device, and no tensor on the wrong one."""
 
+import runpy
+
 import pytest
 import torch
+from conftest import ROOT
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -60,6 +63,18 @@ def test_a_step_of_training_never_waits_for_the_device(method):
         loss.backward()
     learner.step(images, target, told, 1, 0.1)
     assert len(learner.waiting) == 1
+
+
+def test_the_terms_take_few_operators_and_wait_for_none():
+    speed = runpy.run_path(str(ROOT / "benchmarks" / "speed.py"))
+    counts = {
+        name: speed["count"](run) for name, run in speed["objective"](None, layout="channels last").items()
+    }
+    ours, waiting = counts["SD-KD + iCD"]
+    assert waiting == 0
+    assert ours < counts["written plainly"][0] * 0.6
+    assert ours < counts["region by region"][0] / 3
+    assert counts["written plainly"][1] > 0
 
 
 @pytest.fixture

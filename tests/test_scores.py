@@ -31,9 +31,10 @@ def test_area_pooling_keeps_the_images_logits_as_the_mean_at_every_scale(size, s
         torch.testing.assert_close(of_scale.mean(1), image)
 
 
-@given(maps, scale_sets)
-def test_adaptive_pooling_is_torchs_and_coarse_scales_average_the_finest(size, scales):
+@given(maps, scale_sets, st.sampled_from([torch.contiguous_format, torch.channels_last]))
+def test_adaptive_pooling_is_torchs_and_coarse_scales_average_the_finest(size, scales, layout):
     features, weight, bias = features_and_head(*size)
+    features = features.contiguous(memory_format=layout)
     finest = max(scales)
     expected = []
     for m in scales:
@@ -77,9 +78,12 @@ def test_a_scale_finer_than_the_map_only_repeats_and_must_be_asked_for():
         torch.testing.assert_close(fine, cells.repeat_interleave(2, 1).repeat_interleave(2, 2))
 
 
-def test_gradients_reach_features_and_head_and_are_exact():
-    inputs = [tensor.requires_grad_() for tensor in features_and_head(5, 7)]
-    assert torch.autograd.gradcheck(lambda *args: local_logits(*args, (1, 2, 3)), inputs)
+@pytest.mark.parametrize("scales", [(1, 2, 3), (1, 2, 4)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_reach_features_and_head_and_are_exact(layout, scales):
+    features, weight, bias = features_and_head(5, 7)
+    inputs = [t.requires_grad_() for t in (features.contiguous(memory_format=layout), weight, bias)]
+    assert torch.autograd.gradcheck(lambda *args: local_logits(*args, scales), inputs)
 
 
 def test_half_precision_features_give_float32_logits_also_under_autocast():
