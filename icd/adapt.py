@@ -1,5 +1,7 @@
 """Any image classifier, unedited, seen through the protocol of `icd.scores`.
 
+::
+
     teacher = adapt(torchvision.models.regnet_y_400mf(weights=None))
     score(teacher, images).local((1, 2, 4))
 

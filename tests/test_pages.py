@@ -181,8 +181,9 @@ def test_axe_finds_nothing(browser, axe: str, site: str, page: str, mode: str) -
         "  error => done([String(error)]))"
     )
     browser.execute_script("localStorage.clear()")
-    # docutils gives an entry of a bibliography the role that DPUB-ARIA meant for a list's item.
-    assert not [text for text in found if 'role="doc-biblioentry"' not in text]
+    # docutils gives a bibliography roles that axe does not take for those of a list and its items.
+    theirs = ('role="doc-biblioentry"', 'class="citation-list"')
+    assert not [text for text in found if not any(words in text for words in theirs)]
 
 
 @pytest.mark.parametrize("page", PAGES)
