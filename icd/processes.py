@@ -9,6 +9,7 @@ are synchronised, the places that dropout draws, and a loss with a memory, which
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -93,14 +94,16 @@ def all_or_none() -> Iterator[None]:
                 "some of the student's weights got no gradient, and several processes wait for all of them: "
                 "call requires_grad_(False) on weights that the objective does not use, or start one process"
             ) from error
-        if count() == 1 or not (isinstance(error, dist.DistError) or "gloo" in reason):
+        of_talk = isinstance(error, dist.DistError) or "gloo" in reason or "pair closure" in reason
+        if count() == 1 or not of_talk:
             raise
-        ended = "ended: it was killed, or says itself why"
-        silent = "was silent for too long: see what holds it up"
+        silent = re.search("timed? ?out", reason, re.IGNORECASE)
+        did = (
+            "was silent for too long: see what holds it up" if silent else "ended: it was killed, or says why"
+        )
         raise RunError(
-            f"process {dist.get_rank()} of {count()} stops, because another one "
-            f"{silent if 'imed out' in reason else ended}. The last checkpoint is whole: start all of them "
-            "again to go on from it"
+            f"process {dist.get_rank()} of {count()} stops, because another one {did}. "
+            "The last checkpoint is whole: start all of them again to go on from it"
         ) from error
 
 

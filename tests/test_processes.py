@@ -1,11 +1,10 @@
 """Several processes on a CPU: equal to one process to rounding, and stopped together.
 
-This file is also a script, which starts two processes for each of its `JOBS` by `notebook_launcher`; the
-tests look at what they left in a folder.
+Two processes do each of the `JOBS`; the tests look at what they left in a folder.
 """
 
-import contextlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -20,11 +19,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from accelerate import notebook_launcher
 from PIL import Image
 from test_training import QUICK, interrupt, small, stripes
 from torch import nn
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from icd.__main__ import main
 from icd.checkpoint import RunError
@@ -34,6 +31,7 @@ from icd.training import Learner, fit, fit_together
 from icd.zoo.base import Network
 
 pytestmark = pytest.mark.slow
+PATIENCE = 60.0  # seconds that a process waits for the other
 SYNCHRONISED = replace(QUICK, sync_batch_norm=True)
 
 
@@ -83,7 +81,7 @@ def normalised(kind: type[nn.Module], shape: tuple[int, ...], form: torch.memory
 
 
 def train_together(folder: Path) -> dict:
-    join(60.0)
+    join(PATIENCE)
     left: dict = {"layers": {name: normalised(*how) for name, how in LAYERS.items()}}
     left["runs"] = {name: run(name, folder / name) for name in RUNS}
     pair = [Learner(small(3), METHODS[name], name) for name in ("KD", "iCD-KD")]
@@ -123,11 +121,11 @@ def run(name: str, folder: Path | None = None) -> tuple[list[dict], dict]:
 
 def train_with(teacher: nn.Module, folder: Path, **options) -> dict:
     """How a run ends that one process leaves, in the view of this one."""
-    began = time.monotonic()
+    options = {"patience_seconds": PATIENCE, "progress": False, **options}
     try:
         fit(small(3), METHODS["KD"], stripes(), SYNCHRONISED, teacher=teacher, folder=folder, **options)
     except (RunError, KeyboardInterrupt) as error:
-        return {"error": type(error).__name__, "said": str(error), "seconds": time.monotonic() - began}
+        return {"error": type(error).__name__, "said": str(error)}
     return {}
 
 
@@ -156,27 +154,44 @@ def is_silent(folder: Path) -> dict:
 JOBS = {job.__name__: job for job in (train_together, is_killed, is_asked_to_stop, is_silent)}
 
 
-def work(name: str, folder: Path) -> None:
-    """What each of two processes does."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of the launcher, until what was seen is written
-    left = JOBS[name](folder)
-    torch.save(left, folder / f"{os.environ['RANK']}.pt")
-    if left.get("error") == "RunError":
-        os._exit(1)
+def work(name: str, folder: Path, rank: int, port: int) -> None:
+    """What each of two processes does, in the surroundings that a launcher gives it."""
+    os.environ.update(RANK=f"{rank}", LOCAL_RANK=f"{rank}", WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=f"{port}")
+    torch.save(JOBS[name](folder), folder / f"{rank}.pt")
 
 
-def free_port() -> str:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def on_cpu():
+    """Environment variables under which every process uses one thread of the CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}.items():
+            patch.setenv(name, value)
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, on_cpu):
     """A folder for each job, in which both processes left what they saw."""
     folder = tmp_path_factory.mktemp("processes")
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, __file__, folder], env=environment, check=True, timeout=300)
+    context = multiprocessing.get_context("forkserver")  # imports once, and every process is a copy
+    context.set_forkserver_preload([__name__, "torch._dynamo"])
+    for name in JOBS:
+        (folder / name).mkdir()
+        port = free_port()
+        two = [context.Process(target=work, args=(name, folder / name, rank, port)) for rank in (0, 1)]
+        for process in two:
+            process.start()
+        for process in two:
+            process.join(3 * PATIENCE)
+            process.kill()
     return folder
 
 
@@ -274,7 +289,29 @@ def test_a_process_that_leaves_stops_the_other_and_one_process_goes_on(
     assert far(never_stopped.state_dict(), went_on.state_dict()) < 1e-3
 
 
-def test_a_launched_command_loses_a_process_and_goes_on(tmp_path):
+NOTEBOOK = """
+from accelerate import notebook_launcher
+
+def train():
+    from test_processes import train_with, small
+    from pathlib import Path
+    assert not train_with(small(1), Path({folder!r}))
+
+notebook_launcher(train, num_processes=2, use_port="{port}")
+"""
+
+
+def test_a_notebook_starts_two_processes(tmp_path, on_cpu):
+    code = NOTEBOOK.format(folder=str(tmp_path), port=free_port())
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=3 * PATIENCE)
+    first, *rows = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    assert first["device"] == "2 x cpu, 1 threads"
+    student = small(3)
+    log = fit(student, METHODS["KD"], stripes(), SYNCHRONISED, teacher=small(1), progress=False)
+    assert [row["kd"] for row in rows] == pytest.approx([row["kd"] for row in log], rel=1e-4)
+
+
+def test_a_launched_command_loses_a_process_and_goes_on(tmp_path, on_cpu):
     generator = np.random.default_rng(0)
     for name in ("crow", "gull"):
         (tmp_path / "birds" / name).mkdir(parents=True)
@@ -285,9 +322,8 @@ def test_a_launched_command_loses_a_process_and_goes_on(tmp_path):
     options = f"--network resnet10-8 --data.root {tmp_path / 'birds'} --data.size 32 --recipe.epochs 30"
     command = f"teach {run} {options} --recipe.batch_size 8 --recipe.sync_batch_norm true".split()
     launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0 -m icd"
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "ICD_CACHE": str(tmp_path / "cache")}
     launcher = subprocess.Popen(
-        [sys.executable, *launch.split(), *command], env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, *launch.split(), *command], stderr=subprocess.PIPE, text=True
     )
     while not (run / "checkpoint.pt").exists():
         assert launcher.poll() is None, launcher.communicate()[1]
@@ -300,12 +336,3 @@ def test_a_launched_command_loses_a_process_and_goes_on(tmp_path):
     assert not (run / "model.safetensors").exists()
     assert main(command) == 0
     assert len((run / "log.jsonl").read_text().splitlines()) == 31
-
-
-if __name__ == "__main__":
-    torch.optim.SGD(small().parameters(), 0.1)  # what it imports when first used, once instead of in each
-    for job in JOBS:
-        place = Path(sys.argv[1]) / job
-        place.mkdir()
-        with contextlib.suppress(ChildFailedError):
-            notebook_launcher(work, (job, place), num_processes=2, use_port=free_port())
