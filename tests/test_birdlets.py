@@ -46,7 +46,7 @@ def uniforms(count: int, seed: int = 0) -> np.ndarray:
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_pictures(small: Path, tmp_path: Path):
     assert contents(birdlets.draw(tmp_path / "again", **SMALL)) == contents(small)
-    other = birdlets.draw(tmp_path / "other", **SMALL, seed=1)
+    other = birdlets.draw(tmp_path / "other", **SMALL, seed=2)
     same = [a.read_bytes() == b.read_bytes() for a, b in zip(paths(small), paths(other), strict=True)]
     assert not any(same)
 
