@@ -148,11 +148,13 @@ def objective(options: argparse.Namespace, layout: str) -> Contenders:
 def reading(options: argparse.Namespace) -> Contenders:
     """An epoch of training images of 224 pixels, in batches of 64."""
     photos = photographs(options)
-    pixels = load(photos, folder=Path(options.workspace) / "pixels")
+    pixels = load(photos, folder=Path(options.workspace) / "pixels", progress=False)
     loader = torch.utils.data.DataLoader(Decoded(photos), 64, shuffle=True, num_workers=2, drop_last=True)
 
+    images = None
+
     def stored() -> None:
-        images = None
+        nonlocal images  # each batch is written over the one before, as in training
         for step in range(pixels.steps(64)):
             images, _ = pixels.training_batch(0, 1, step, 64, out=images)
 
