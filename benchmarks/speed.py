@@ -18,20 +18,21 @@ Nothing here passes or fails: a bar is what was hoped for.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
-import json
 import math
+import multiprocessing
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,6 +55,7 @@ SCALES, TEMPERATURE, TAU = (1, 2, 4), 4.0, 2.0
 FIVE = ("KD", "DKD", "SD-KD", "SD-DKD", "iCD-KD")
 # Of what dispatches these, a GPU's host waits for the result: it is a number, or decides a shape.
 WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"}
+SECTIONS = ("objective", "input", "training", "compare", "operators")
 Contenders = dict[str, Callable[[], object]]
 
 
@@ -102,7 +104,7 @@ def plain_icd(student: Tensor, teacher: Tensor) -> Tensor:
 # What is measured: each function makes contenders, by name, that do the same or are to be compared.
 
 
-def objective(options: argparse.Namespace, layout: str) -> Contenders:
+def objective(layout: str) -> Contenders:
     """64 images, 200 classes, maps of 256 x 14 x 14. Gradients go to the student's map and head."""
     torch.manual_seed(0)
     order = torch.channels_last if layout == "channels last" else torch.contiguous_format
@@ -139,16 +141,13 @@ def objective(options: argparse.Namespace, layout: str) -> Contenders:
         "written plainly": partial(plainly, 21),
         "region by region": partial(plainly, 1),
     }
-    expected = run(package)
-    for name in ("written plainly", "region by region"):  # else they are not compared fairly
-        torch.testing.assert_close(run(losses[name]), expected, rtol=1e-4, atol=1e-6)
     return {name: partial(run, loss) for name, loss in losses.items()}
 
 
-def reading(options: argparse.Namespace) -> Contenders:
+def reading(photos_below: str, workspace: Path) -> Contenders:
     """An epoch of training images of 224 pixels, in batches of 64."""
-    photos = photographs(options)
-    pixels = load(photos, folder=Path(options.workspace) / "pixels", progress=False)
+    photos = photographs(photos_below, workspace)
+    pixels = load(photos, folder=workspace / "pixels", progress=False)
     loader = torch.utils.data.DataLoader(Decoded(photos), 64, shuffle=True, num_workers=2, drop_last=True)
 
     images = None
@@ -188,11 +187,11 @@ class Decoded(torch.utils.data.Dataset):
             return self.prepare(file.convert("RGB")), int(self.photos.labels[index])
 
 
-def photographs(options: argparse.Namespace) -> Photos:
-    """The training images below `--photos`, else 640 Birdlets of 256 pixels, saved as JPEG."""
-    if options.photos:
-        return DataSet(options.photos, size=224).photos("train")
-    root = Path(options.workspace) / "birdlets"
+def photographs(below: str, workspace: Path) -> Photos:
+    """The training images of a folder, else 640 Birdlets of 256 pixels, saved as JPEG."""
+    if below:
+        return DataSet(below, size=224).photos("train")
+    root = workspace / "birdlets"
     if not (root / "jpeg").exists():
         birdlets.draw(root / "png", species=10, families=5, train=64, test=0, size=256, progress=False)
         for path in sorted((root / "png" / "images").rglob("*.png")):
@@ -202,7 +201,7 @@ def photographs(options: argparse.Namespace) -> Photos:
     return class_folders(root / "jpeg", size=224)
 
 
-def training(options: argparse.Namespace, name: str) -> Contenders:
+def training(name: str) -> Contenders:
     """A step on labels alone: 64 images of 32 pixels, 100 classes."""
     recipe = Recipe()
     images, target = torch.randn(64, 3, 32, 32), torch.randint(100, (64,))
@@ -226,11 +225,11 @@ def training(options: argparse.Namespace, name: str) -> Contenders:
     }
 
 
-def comparing(options: argparse.Namespace, teacher: str, student: str, size: int) -> Contenders:
-    """Two steps of 32 images and 100 classes by each of FIVE."""
-    seen = torch.randint(0, 256, (64, size * 8 // 7, size * 8 // 7, 3), dtype=torch.uint8)
-    data = Pixels(seen, torch.randint(100, (64,)), tuple(map(str, range(100))), size, {}, "noise")
-    recipe, master = Recipe(epochs=1, batch_size=32), network(teacher, 100, size)
+def comparing(teacher: str, student: str, size: int) -> Contenders:
+    """Two steps of 16 images and 100 classes by each of FIVE."""
+    seen = torch.randint(0, 256, (32, size * 8 // 7, size * 8 // 7, 3), dtype=torch.uint8)
+    data = Pixels(seen, torch.randint(100, (32,)), tuple(map(str, range(100))), size, {}, "noise")
+    recipe, master = Recipe(epochs=1, batch_size=16), network(teacher, 100, size)
     fixed = {"teacher": master, "progress": False}
 
     def together() -> None:
@@ -249,47 +248,43 @@ def comparing(options: argparse.Namespace, teacher: str, student: str, size: int
 
 
 class Case(NamedTuple):
-    contenders: Callable[[argparse.Namespace], Contenders]
+    name: str
+    contenders: Callable[[], Contenders]
     rounds: int
     pairs: tuple[tuple[str, str, str], ...]  # which contender stands to which, and the bar
 
 
-STANDING = (
-    ("SD-KD + iCD", "plain KD", "at most 4"),
-    ("written plainly", "plain KD", ""),
-    ("region by region", "plain KD", ""),
-)
-SECTIONS: dict[str, dict[str, Case]] = {
-    "objective": {
-        f"maps {layout}": Case(partial(objective, layout=layout), 40, STANDING)
-        for layout in ("channels last", "channels first")
-    },
-    "operators": {
-        "SD-KD + iCD": Case(partial(objective, layout="channels last"), 0, ()),
-    },
-    "input": {
-        "an epoch": Case(reading, 3, (("two-worker DataLoader", "store of decoded images", "at least 20"),)),
-    },
-    "training": {
-        name: Case(partial(training, name=name), 8, (("written plainly", "package", "at least 1.5 in bf16"),))
-        for name in ("resnet8x4", "ShuffleV1")
-    },
-    "compare": {
-        f"{teacher} teaches {student}": Case(
-            partial(comparing, teacher=teacher, student=student, size=size),
-            2,
-            (("side by side", "five runs", "at most 0.5"), ("without a teacher", "five runs", "")),
+def cases(section: str, photos: str, workspace: Path) -> list[Case]:
+    """What a section holds beside each other."""
+    if section == "objective":
+        bars = {"SD-KD + iCD": "at most 4", "written plainly": "", "region by region": ""}
+        pairs = tuple((name, "plain KD", bar) for name, bar in bars.items())
+        return [
+            Case(f"maps {layout}", partial(objective, layout), 40, pairs)
+            for layout in ("channels last", "channels first")
+        ]
+    if section == "input":
+        pair = ("two-worker DataLoader", "store of decoded images", "at least 20")
+        return [Case("an epoch", partial(reading, photos, workspace), 3, (pair,))]
+    if section == "training":
+        pair = ("written plainly", "package", "at least 1.5 in bf16")
+        return [Case(name, partial(training, name), 8, (pair,)) for name in ("resnet8x4", "ShuffleV1")]
+    pairs = (("side by side", "five runs", "at most 0.5"), ("without a teacher", "five runs", ""))
+    return [
+        Case(f"{teacher} teaches {student}", partial(comparing, teacher, student, size), rounds, pairs)
+        for teacher, student, size, rounds in (
+            ("resnet32x4", "resnet8x4", 32, 2),
+            ("ResNet50", "vgg8", 32, 1),
+            ("resnet10-32", "resnet10-16", 56, 4),
         )
-        for teacher, student, size in (("resnet32x4", "resnet8x4", 32), ("resnet10-32", "resnet10-16", 56))
-    },
-}
+    ]
 
 
 # How it is measured.
 
 
-def take_turns(contenders: Contenders, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Of every contender, for every round, the seconds on the clock and those of all processors."""
+def take_turns(contenders: Contenders, rounds: int) -> dict[str, np.ndarray]:
+    """The seconds that each contender took in each round, on the clock and of all processors, (rounds, 2)."""
     for run in contenders.values():
         run()
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
@@ -303,7 +298,19 @@ def take_turns(contenders: Contenders, rounds: int) -> dict[str, list[tuple[floa
                 (clock, sum(after[:4]) - sum(before[:4]))
             )  # with the children's, once they end
             gc.collect()
-    return taken
+    return {name: np.array(rows) for name, rows in taken.items()}
+
+
+def growth(contenders: Contenders, name: str) -> int:
+    """By how many megabytes the peak of this process grows when it runs one contender."""
+    if Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text(
+            "5"
+        )  # Linux forgets the peak so far, that of loading PyTorch
+    before = peak_megabytes()
+    for _ in range(2):
+        contenders[name]()
+    return peak_megabytes() - before
 
 
 class Count(TorchDispatchMode):
@@ -313,7 +320,7 @@ class Count(TorchDispatchMode):
         super().__init__()
         self.names: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         masks = args[1] if function._schema.name in ("aten::index", "aten::index_put") else ()
         masked = any(m is not None and m.dtype == torch.bool for m in masks)
         self.names["aten::nonzero" if masked else function._schema.name] += 1
@@ -328,75 +335,70 @@ def count(run: Callable[[], object]) -> tuple[int, int]:
     return seen.names.total(), sum(seen.names[name] for name in WAITING)
 
 
-def child(options: argparse.Namespace, section: str, case: str, contender: str = "") -> dict:
-    """What `work` returns, of a fresh process."""
-    print(f"{section}: {case}{f', memory of {contender}' if contender else ''} ...", file=sys.stderr)
-    command = [sys.executable, __file__, section, "--threads", str(options.threads)]
-    command += ["--workspace", options.workspace, "--case", case, "--contender", contender]
-    command += ["--photos", options.photos] if options.photos else []
-    # Freed memory is kept: what is timed is work, on both sides, not the kernel handing out pages.
-    keep = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
-    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)} | keep
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def alone(threads: int, make: Callable[[], Contenders], measure: Callable[..., Any], *arguments: Any) -> Any:
+    """`measure(contenders, *arguments)` in a process of its own, where PyTorch has done nothing before."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        return pool.submit(_alone, threads, make, measure, *arguments).result()
 
 
-def work(options: argparse.Namespace) -> dict:
-    """In a fresh process: one contender, for its memory, or all of them, timed in turns or counted."""
-    torch.set_num_threads(options.threads)
-    (section,) = options.sections
-    case = SECTIONS[section][options.case]
-    contenders = case.contenders(options)
-    if options.contender:
-        before = peak_megabytes()
-        for _ in range(2):
-            contenders[options.contender]()
-        return {"grown_mb": peak_megabytes() - before}
-    if section == "operators":
-        return {name: count(run) for name, run in contenders.items()}
-    return take_turns(contenders, case.rounds)
+def _alone(threads: int, make: Callable[[], Contenders], measure: Callable[..., Any], *arguments: Any) -> Any:
+    torch.set_num_threads(threads)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc keeps what is freed: what is timed is work, not the handing out of pages
+        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    return measure(make(), *arguments)
 
 
 def duration(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
-def ratios(options: argparse.Namespace, section: str, name: str, case: Case) -> None:
+def report(case: Case, threads: int, kinds: tuple[str, ...]) -> None:
     """A row of the table for each pair of a case."""
-    taken = {key: np.array(value) for key, value in child(options, section, name).items()}
-    peaks = {
-        key: child(options, section, name, key)["grown_mb"] for key in {k for p in case.pairs for k in p[:2]}
+    taken = alone(threads, case.contenders, take_turns, case.rounds)
+    grown = {
+        name: alone(threads, case.contenders, growth, name)
+        for name in dict.fromkeys(name for pair in case.pairs for name in pair[:2])
     }
-    kinds = ("clock", "processors") if section == "input" else ("clock",)
     for first, second, bar in case.pairs:
         for column, kind in enumerate(kinds):
             here, there = taken[first][:, column], taken[second][:, column]
             low, middle, high = np.percentile(here / there, (25, 50, 75))
-            what = f"{name}: {first} / {second}" + (f", {kind}" if len(kinds) > 1 else "")
-            times = [duration(float(np.median(side))) for side in (here, there)]
-            cells = (what, *times, f"{middle:.2f}", f"{low:.2f} to {high:.2f}", bar)
-            print("|", " | ".join((*cells, f"{peaks[first]} / {peaks[second]} MB")), "|", flush=True)
+            what = f"{case.name}: {first} / {second}{kind}"
+            times = (duration(float(np.median(side))) for side in (here, there))
+            ratio = (f"{middle:.2f}", f"{low:.2f} to {high:.2f}", bar)
+            print(
+                "|",
+                " | ".join((what, *times, *ratio, f"{grown[first]} / {grown[second]} MB")),
+                "|",
+                flush=True,
+            )
 
 
-def operators(options: argparse.Namespace) -> None:
+def report_operators(threads: int) -> None:
     """A row for each way of writing the terms."""
-    counts = child(options, "operators", "SD-KD + iCD")
-    ours = counts["SD-KD + iCD"][0]
+    counts = alone(threads, partial(objective, "channels last"), count_all)
+    ours, _ = counts["SD-KD + iCD"]
     print("\n| forward and backward of | operators | that wait | SD-KD + iCD to this | bar |")
     print("|:---|---:|---:|---:|:---|")
     for name, (total, waiting) in counts.items():
-        bar = "at most 1/3" if name == "region by region" else ""
+        bar = "at most 1/3" if name in ("written plainly", "region by region") else ""
         print(f"| {name} | {total} | {waiting} | {ours / total:.2f} | {bar} |", flush=True)
 
 
-def describe(options: argparse.Namespace) -> str:
-    precision = native_precision(torch.device("cpu"))
-    lacks = "" if precision == "bf16" else ", which computes no bf16 natively: steps are in float32"
+def count_all(contenders: Contenders) -> dict[str, tuple[int, int]]:
+    return {name: count(run) for name, run in contenders.items()}
+
+
+def describe(threads: int, photos: str) -> str:
+    native = native_precision(torch.device("cpu")) == "bf16"
     load_average = os.getloadavg()[0]
-    busy = f"; busy with other work (load {load_average:.1f})" if load_average > 0.3 else ""
     return (
-        f"PyTorch {torch.__version__}, {options.threads} threads, {platform.machine()} CPU{lacks}"
-        f"; {'Birdlets' if not options.photos else 'photographs'} for input{busy}."
+        f"PyTorch {torch.__version__}, {threads} threads of a {platform.machine()} CPU, which "
+        f"{'computes bf16 natively' if native else 'does not compute bf16 natively: steps are in float32'}; "
+        f"{'photographs' if photos else 'Birdlets'} for `input`"
+        f"{f'; busy with other work, load {load_average:.1f}' if load_average > 0.5 else ''}."
     )
 
 
@@ -404,32 +406,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all by default")
+    parser.add_argument(
+        "sections", nargs="*", metavar="section", help=f"{', '.join(SECTIONS)}; all by default"
+    )
     parser.add_argument("--photos", default="", help="folder of photographs for `input`; Birdlets by default")
     parser.add_argument("--threads", type=int, default=2)
-    for internal in ("--workspace", "--case", "--contender"):
-        parser.add_argument(internal, default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     unknown = sorted(set(options.sections) - set(SECTIONS))
     if unknown:
         parser.error(f"there is no section {unknown[0]!r}: choose from {', '.join(SECTIONS)}")
-    if options.case:
-        print(json.dumps(work(options)))
-        return
+    chosen = [name for name in SECTIONS if name in options.sections] or SECTIONS
     began = time.perf_counter()
-    chosen = options.sections or list(SECTIONS)
-    print(describe(options), "\n")
-    with tempfile.TemporaryDirectory() as options.workspace:
-        if set(chosen) != {"operators"}:
+    print(describe(options.threads, options.photos), "\n")
+    with tempfile.TemporaryDirectory() as workspace:
+        timed = [name for name in chosen if name != "operators"]
+        if timed:
             print("| what | first | second | ratio | middle half | bar | memory |")
             print("|:---|---:|---:|---:|---:|:---|---:|", flush=True)
-        for section in chosen:
-            if section != "operators":
-                for name, case in SECTIONS[section].items():
-                    ratios(options, section, name, case)
-        if "operators" in chosen:
-            operators(options)
-    print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
+        for section in timed:
+            for case in cases(section, options.photos, Path(workspace)):
+                print(f"{time.perf_counter() - began:4.0f} s  {section}: {case.name}", file=sys.stderr)
+                report(case, options.threads, (", clock", ", processors") if section == "input" else ("",))
+    if "operators" in chosen:
+        report_operators(options.threads)
+    print(f"{time.perf_counter() - began:4.0f} s  done", file=sys.stderr)
 
 
 if __name__ == "__main__":
