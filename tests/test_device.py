@@ -67,9 +67,7 @@ def test_a_step_of_training_never_waits_for_the_device(method):
 
 def test_the_terms_take_few_operators_and_wait_for_none():
     speed = runpy.run_path(str(ROOT / "benchmarks" / "speed.py"))
-    counts = {
-        name: speed["count"](run) for name, run in speed["objective"](None, layout="channels last").items()
-    }
+    counts = {name: speed["count"](run) for name, run in speed["objective"]("channels last").items()}
     ours, waiting = counts["SD-KD + iCD"]
     assert waiting == 0
     assert ours < counts["written plainly"][0] * 0.6
