@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from torch import Tensor
 
@@ -14,6 +15,13 @@ def check_scales(scales: Sequence[int]) -> tuple[int, ...]:
     if not kept or any(isinstance(m, bool) or not isinstance(m, int) or m < 1 for m in kept):
         raise ValueError(f"scales are {kept}: give one or more positive integers, like (1, 2, 4)")
     return kept
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """ " did you mean ...?" where something known is near, else nothing."""
+    folded = {word.lower(): word for word in known}
+    near = get_close_matches(name.lower(), folded, n=1, cutoff=0.3)
+    return f' did you mean "{folded[near[0]]}"?' if near else ""
 
 
 def check_positive(name: str, value: float) -> None:

@@ -1,4 +1,4 @@
-"""Any data set that the command line takes, by one name: Birdlets, CUB's layout, or class folders."""
+"""Any data set that the command line takes: Birdlets, CUB-200-2011, CIFAR-100, or folders of photographs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from icd import birdlets, birds
+from icd import birdlets, birds, cifar
+from icd.files import cache_folder
 from icd.photos import Crop, DataError, Photos, Resize, class_folders
+from icd.pixels import Pixels, load
 
 Split = Literal["train", "fit", "validation", "test"]
 
@@ -17,12 +19,13 @@ class DataSet:
     """Which images, and how each becomes a square.
 
     Attributes:
-        root: "birdlets" (drawn on first use), a folder in the layout of CUB-200-2011, or a folder with a
-            folder of photographs for each class, perhaps below `train/` and `test/`.
+        root: "birdlets" (drawn on first use), "cub200" or "cifar100" (fetched on first use: 1.1 GB and
+            169 MB), a folder in the layout of CUB-200-2011 or with CIFAR-100's `cifar-100-python`, or a
+            folder with a folder of photographs for each class, perhaps below `train/` and `test/`.
         classes: the first so many classes alone; all of them by default.
         crop: "image", or "box": what the bird's box holds, where the data set has boxes.
         margin: how much of the box is added on each side.
-        size: pixels a side of what a network sees.
+        size: pixels a side of what a network sees; CIFAR-100's images have 32.
         resize: "squash" distorts; "shorter" does not: the shorter side to size, then the middle, and
             around a box a square that holds it.
         hold_out: the share of the training images kept for validation.
@@ -38,8 +41,20 @@ class DataSet:
     hold_out: float = 0.2
     split_seed: int = 0
 
+    def pixels(self, split: Split, progress: bool = True) -> Pixels:
+        """The images of a split, decoded: once, if they are files. See `photos` and `icd.pixels.load`."""
+        if not self._is_cifar():
+            return load(self.photos(split), progress=progress)
+        if (self.size, self.crop) != (cifar.SIZE, "image"):
+            raise DataError(
+                f"CIFAR-100's images have {cifar.SIZE} pixels a side and no boxes: give "
+                f'size={cifar.SIZE} and crop="image", not {self.size} and "{self.crop}"'
+            )
+        root = cache_folder() if self.root == "cifar100" else self.root
+        return cifar.pixels(root, split, self.classes, self.hold_out, self.split_seed)
+
     def photos(self, split: Split) -> Photos:
-        """The images of a split. "train" is all training images: "fit" and "validation" together.
+        """The photographs of a split. "train" is all training images: "fit" and "validation" together.
 
         A plain folder without `test/` has a fifth of its images set aside for it, the same every time.
 
@@ -54,12 +69,26 @@ class DataSet:
             return photos
         return photos.hold_out(self.hold_out, self.split_seed)[split == "validation"]
 
-    def _official(self, split: Literal["train", "test"]) -> Photos:
-        root = birdlets.folder() if self.root == "birdlets" else Path(self.root).expanduser()
+    def _is_cifar(self) -> bool:
+        return self.root == "cifar100" or (Path(self.root).expanduser() / cifar.CIFAR100.base_folder).is_dir()
+
+    def _folder(self) -> Path:
+        if self.root == "birdlets":
+            return birdlets.folder()
+        if self.root == "cub200":
+            return birds.download(cache_folder())
+        root = Path(self.root).expanduser()
         if not root.is_dir():
             raise DataError(
-                f'{root}: there is no such folder. Name one, or "birdlets" for the drawn data set'
+                f'{root}: there is no such folder. Name one, or "birdlets" for the drawn data set, '
+                '"cub200" or "cifar100" for one that is fetched'
             )
+        return root
+
+    def _official(self, split: Literal["train", "test"]) -> Photos:
+        if self._is_cifar():
+            raise DataError("CIFAR-100 is no folder of photographs: ask for its pixels")
+        root = self._folder()
         if any((folder / "images.txt").exists() for folder in (root, root / "CUB_200_2011")):
             return birds.CUB200(
                 root,

@@ -2,11 +2,12 @@
 
     objective = 0.1 * cross_entropy() + 0.9 * scale_decoupled(kd_loss, temperature=4) + 2.0 * clustering()
 
-is an expression: it prints as it is written, and each term is logged by its name.
+is an expression: it prints as it is written, `icd.spelling.parse` reads it, and each term is logged by its name.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from icd.checks import check_scales, nearest
 from icd.losses import dkd_loss, icd_loss, kd_loss, nkd_loss, scale_decoupled_loss
 from icd.scores import Pooling, Scores
 
@@ -130,6 +132,7 @@ def whole_image(loss: Callable[..., Tensor], **arguments: Any) -> Term:
         assert teacher is not None
         return loss(student.logits, teacher.logits.detach(), target, **arguments)
 
+    _check_names(arguments, loss)
     return Term(_short(loss), _spell("whole_image", loss.__name__, **arguments), function)
 
 
@@ -142,7 +145,8 @@ def scale_decoupled(
     **arguments: Any,
 ) -> Term:
     """A logit loss between the local logits of both, region by region: `icd.losses.scale_decoupled_loss`."""
-    scales = tuple(scales)
+    scales = check_scales(scales)
+    _check_names(arguments, scale_decoupled_loss, loss)
 
     def function(student: Scores, teacher: Scores | None, target: Tensor) -> Tensor:
         assert teacher is not None
@@ -164,7 +168,8 @@ def clustering(
 
     Student and teacher need not have the same classes.
     """
-    scales = tuple(scales)
+    scales = check_scales(scales)
+    _check_names(arguments, icd_loss)
 
     def function(student: Scores, teacher: Scores | None, target: Tensor) -> Tensor:
         assert teacher is not None
@@ -181,6 +186,24 @@ def _regions(student: Scores, teacher: Scores, *how: Any) -> tuple[Tensor, Tenso
     with torch.no_grad():
         told = teacher.local(*how)
     return student.local(*how), told
+
+
+def _check_names(arguments: dict[str, Any], *losses: Callable) -> None:
+    """Raise for an argument that none of the losses takes: now, not at the first step."""
+    known = [
+        name
+        for loss in losses
+        for name, parameter in inspect.signature(loss).parameters.items()
+        if parameter.default is not parameter.empty and name not in _NOT_SPELLED
+    ]
+    for name in arguments:
+        if name not in known:
+            hint = nearest(name, known)
+            raise ValueError(f"{losses[-1].__name__} takes no {name!r}:{hint} choose from {', '.join(known)}")
+
+
+# Tensors, which a term hands over itself, and what makes a loss no scalar, or another.
+_NOT_SPELLED = ("target", "teacher_logits", "scales")
 
 
 def _changed(scales: tuple[int, ...], pooling: Pooling, repeat: bool) -> dict:

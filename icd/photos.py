@@ -152,7 +152,7 @@ class Photos:
         if not 2 <= k <= smallest.min():
             raise DataError(f"{k} folds: choose from 2 to {smallest.min()}, the images of the smallest class")
         fold, dealt = np.empty(len(self), dtype=np.int64), 0
-        for rows in self._shuffled_classes(seed):
+        for rows in _shuffled_classes(self.labels, seed):
             fold[rows] = (dealt + np.arange(len(rows))) % k  # dealt on, so that folds are of one size
             dealt += len(rows)
         return [
@@ -161,20 +161,8 @@ class Photos:
 
     def hold_out(self, share: float = 0.2, seed: int = 0) -> tuple[Photos, Photos]:
         """(fit, validation): about `share` of each class, at least one image, drawn by `seed`."""
-        if not 0 < share < 1:
-            raise DataError(f"the share held out is {share}: give a number between 0 and 1")
-        held = np.zeros(len(self), dtype=bool)
-        for rows in self._shuffled_classes(seed):
-            if len(rows) < 2:
-                name = self.classes[self.labels[rows[0]]]
-                raise DataError(f"class {name} has one image: holding it out would leave none to learn from")
-            held[rows[: min(max(round(share * len(rows)), 1), len(rows) - 1)]] = True
+        held = held_out(self.labels, self.classes, share, seed)
         return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
-
-    def _shuffled_classes(self, seed: int) -> list[np.ndarray]:
-        generator = np.random.default_rng(seed)
-        groups = [np.flatnonzero(self.labels == label) for label in range(len(self.classes))]
-        return [generator.permutation(rows) for rows in groups if len(rows)]
 
     def fingerprint(self) -> str:
         """A digest of everything that decides the decoded pixels: files, sizes, times, cut."""
@@ -191,6 +179,25 @@ class Photos:
                 raise DataError(f"{path}: there is no such image") from None
             digest.update(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:24]
+
+
+def held_out(labels: np.ndarray, classes: Sequence[str], share: float, seed: int) -> np.ndarray:
+    """Which images to hold out, (N,) bool: about `share` of each class, at least one, drawn by `seed`."""
+    if not 0 < share < 1:
+        raise DataError(f"the share held out is {share}: give a number between 0 and 1")
+    held = np.zeros(len(labels), dtype=bool)
+    for rows in _shuffled_classes(labels, seed):
+        if len(rows) < 2:
+            name = classes[labels[rows[0]]]
+            raise DataError(f"class {name} has one image: holding it out would leave none to learn from")
+        held[rows[: min(max(round(share * len(rows)), 1), len(rows) - 1)]] = True
+    return held
+
+
+def _shuffled_classes(labels: np.ndarray, seed: int) -> list[np.ndarray]:
+    """The images of each class that has any, in a random order."""
+    generator = np.random.default_rng(seed)
+    return [generator.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
 
 
 def class_folders(

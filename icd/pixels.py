@@ -6,12 +6,14 @@ every epoch. So it is done once, into a memory-mapped file; a batch is then a ga
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,9 @@ from icd.files import atomic_file, cache_folder, write_atomically
 from icd.numerics import constants
 from icd.photos import DataError, Photos
 
-# Of ImageNet's photographs, in [0, 1]: the published runs normalise with these.
+Channels = tuple[float, float, float]  # a number for each of red, green and blue
+
+# Of ImageNet's photographs, in [0, 1]: the published runs on birds normalise with these.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHUNK = 256  # photographs in flight while decoding
 
@@ -42,13 +46,33 @@ class Pixels:
     size: int  # pixels a side of what a network sees, at most S
     mended: dict[str, int]  # what had to be mended in how many files
     fingerprint: str
+    mean: Channels = MEAN  # what networks see is centred by these and scaled by those, in [0, 1]
+    std: Channels = STD
+    border: int = 0  # how many pixels on each side are black and no part of the image
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def whole(self) -> int:
+        """Pixels a side of an image, from whose middle, or from anywhere in training, what is seen is cut."""
+        return self.images.shape[1] - 2 * self.border
+
     def to(self, device: torch.device | str) -> Pixels:
         """The same images, held on `device`: 196 kB each at 256 pixels."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def near(self, device: torch.device) -> Pixels:
+        """The same images, on a GPU that has three times their room free; else where they are."""
+        if device.type == "cuda" and 3 * self.images.nbytes < torch.cuda.mem_get_info(device)[0]:
+            return self.to(device)
+        return self
+
+    def subset(self, rows: np.ndarray) -> Pixels:
+        """The images at `rows`, in that order (or of a mask (N,)), with the same classes."""
+        where = torch.from_numpy(rows).to(self.labels.device)
+        digest = hashlib.sha256(self.fingerprint.encode() + rows.tobytes()).hexdigest()[:24]
+        return replace(self, images=self.images[where], labels=self.labels[where], fingerprint=digest)
 
     def steps(self, batch_size: int) -> int:
         """Full batches in an epoch; the last short one is dropped, as published."""
@@ -70,14 +94,13 @@ class Pixels:
         (B, 3, size, size) float32, channels last, and labels (B,). `out`, the images of an earlier batch
         that nobody needs any more, is written over: new memory costs more than the arithmetic.
         """
-        order = np.random.default_rng([seed, epoch]).permutation(len(self))
-        rows = order[step * batch_size : (step + 1) * batch_size]
+        rows = _order(seed, epoch, len(self))[step * batch_size : (step + 1) * batch_size]
         chance = np.random.default_rng([seed, epoch, step])
         room = self.images.shape[1] - self.size
         corner = chance.integers(0, room + 1, size=(2, len(rows)))
         flip = chance.random(len(rows)) < 0.5
-        mine = slice(share[0], None, share[1])
-        return self._cut(rows[mine], corner[:, mine], flip[mine], device, out)
+        cuts = np.stack([rows, *corner, flip])[:, share[0] :: share[1]]
+        return self._cut(cuts, torch.device(device), out)
 
     def batches(
         self, batch_size: int = 256, device: torch.device | str = "cpu"
@@ -85,51 +108,81 @@ class Pixels:
         """Every image once, in order, its centre cut out."""
         for start in range(0, len(self), batch_size):
             rows = np.arange(start, min(start + batch_size, len(self)))
-            corner = np.full((2, len(rows)), (self.images.shape[1] - self.size) // 2)
-            yield self._cut(rows, corner, np.zeros(len(rows), dtype=bool), device)
+            edge = np.full_like(rows, (self.images.shape[1] - self.size) // 2)
+            yield self._cut(np.stack([rows, edge, edge, np.zeros_like(rows)]), torch.device(device))
 
     def _cut(
-        self,
-        rows: np.ndarray,
-        corner: np.ndarray,
-        flip: np.ndarray,
-        device: torch.device | str,
-        out: Tensor | None = None,
+        self, cuts: np.ndarray, device: torch.device, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Squares of the images `rows`, upper left corners at `corner` (2, B), mirrored where `flip`."""
+        """Squares of images; `cuts` (4, B) says of which row, from which top and left, whether mirrored."""
         here, size = self.images.device, self.size
-        cut = torch.empty(len(rows), size, size, 3, dtype=torch.uint8, device=here)
-        for place, (row, top, left, mirrored) in enumerate(
-            zip(rows.tolist(), *corner.tolist(), flip.tolist(), strict=True)
-        ):
-            square = self.images[row, top : top + size, left : left + size]
-            cut[place] = square.flip(1) if mirrored else square
-        # Only what is seen travels to the device, and as bytes.
-        images = cut.to(device, non_blocking=True).permute(0, 3, 1, 2)
-        labels = self.labels[torch.from_numpy(rows).to(here)].to(device, non_blocking=True)
-        return normalise(images, out), labels
+        labels = self.labels[torch.from_numpy(cuts[0]).to(here)].to(device, non_blocking=True)
+        if here.type == device.type == "cpu":
+            rows, out = _rows((cuts.shape[1], 3, size, size), device, out)
+            shift, scale = _shift_and_scale(rows, size, self.mean, self.std)
+            for row, square in zip(rows, self._squares(cuts), strict=True):
+                row.copy_(square.flatten(-2))  # one image stays in a processor's cache, a batch does not
+                torch.addcmul(shift, row, scale, out=row)
+            return out, labels
+        if here.type == "cpu":  # only what is seen travels to the device, and as bytes
+            shape = (cuts.shape[1], size, size, 3)
+            squares = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+            for place, square in enumerate(self._squares(cuts)):
+                squares[place] = square
+        else:
+            squares = _gather(self.images, torch.from_numpy(cuts).to(here, non_blocking=True), size)
+        images = squares.to(device, non_blocking=True).permute(0, 3, 1, 2)
+        return normalise(images, out, self.mean, self.std), labels
+
+    def _squares(self, cuts: np.ndarray) -> Iterator[Tensor]:
+        for row, top, left, mirrored in cuts.T.tolist():
+            square = self.images[row, top : top + self.size, left : left + self.size]
+            yield square.flip(1) if mirrored else square
 
 
-def normalise(images: Tensor, out: Tensor | None = None) -> Tensor:
-    """Pixels 0..255 (..., 3, H, W) as a network sees them: float32, centred by MEAN, scaled by STD.
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """In which order an epoch takes its images, (count,)."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def _gather(images: Tensor, cuts: Tensor, size: int) -> Tensor:
+    """What `Pixels._squares` yields, (B, size, size, 3), in a few kernels: for images that a GPU holds."""
+    row, top, left, mirrored = cuts[:, :, None]
+    along = torch.arange(size, device=images.device)
+    y, x = top + along, left + torch.where(mirrored.bool(), size - 1 - along, along)
+    return images[row[:, :, None], y[:, :, None], x[:, None]]
+
+
+def normalise(
+    images: Tensor, out: Tensor | None = None, mean: Channels = MEAN, std: Channels = STD
+) -> Tensor:
+    """Pixels 0..255 (..., 3, H, W) as a network sees them: float32, centred by `mean`, scaled by `std`.
 
     Channels last. They are written into `out` where it is given and has their shape.
     """
-    if out is None or out.shape != images.shape:
-        shape = images.movedim(-3, -1).shape
-        out = torch.empty(shape, dtype=torch.float32, device=images.device).movedim(-1, -3)
-    rows = out.movedim(-3, -1).view(*out.shape[:-3], out.shape[-2], -1)  # (..., H, W * 3), as they lie
+    rows, out = _rows(images.shape, images.device, out)
+    shift, scale = _shift_and_scale(rows, images.shape[-1], mean, std)
     rows.copy_(images.movedim(-3, -1).flatten(-2))
-    shift, scale = _shift_and_scale(rows, images.shape[-1])
     torch.addcmul(shift, rows, scale, out=rows)
     return out
 
 
+def _rows(shape: tuple[int, ...], device: torch.device, out: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Memory for images, that of `out` if it fits: as it lies, (..., H, W * 3), and as images (..., 3, H, W)."""
+    if out is None or out.shape != shape:
+        *batch, channels, height, width = shape
+        out = torch.empty(*batch, height, width, channels, device=device).movedim(-1, -3)
+    return out.movedim(-3, -1).flatten(-2), out
+
+
 @constants
-def _shift_and_scale(dtype: torch.dtype, device: torch.device, width: int) -> tuple[Tensor, Tensor]:
+def _shift_and_scale(
+    dtype: torch.dtype, device: torch.device, width: int, mean: Channels, std: Channels
+) -> tuple[Tensor, Tensor]:
     """What a row of `width` pixels is shifted and scaled by, (width * 3,) each."""
-    mean, std = (torch.tensor(values, dtype=dtype, device=device) for values in (MEAN, STD))
-    return (-mean / std).repeat(width), (1 / (255 * std)).repeat(width)
+    centre, spread = (torch.tensor(values, dtype=dtype, device=device) for values in (mean, std))
+    return (-centre / spread).repeat(width), (1 / (255 * spread)).repeat(width)
 
 
 def stored_size(size: int) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from icd.files import write_atomically
 from icd.photos import Photos, Resize
-from icd.pixels import MEAN, STD, normalise, stored_size
+from icd.pixels import MEAN, STD, Channels, normalise, stored_size
 from icd.zoo import ModelError, network
 
 
@@ -27,6 +28,8 @@ class Card:
         size: pixels a side of the square that it sees; the form of some networks depends on it.
         resize: how a picture becomes a square.
         mean, std: of the pixels in [0, 1], for each channel.
+        whole: pixels a side to which a picture is resized before its middle is cut out; by default as many
+            as `icd.pixels.load` keeps.
         note: how it was trained.
     """
 
@@ -34,9 +37,10 @@ class Card:
     classes: tuple[str, ...]
     size: int
     resize: Resize = "squash"
-    mean: tuple[float, ...] = MEAN
-    std: tuple[float, ...] = STD
+    mean: Channels = MEAN
+    std: Channels = STD
     note: str = ""
+    whole: int | None = None
 
 
 def save_model(path: str | Path, model: nn.Module, card: Card, half: bool = False) -> None:
@@ -79,11 +83,12 @@ def _read_card(path: Path, text: str | None) -> Card:
         raise ModelError(f"{path} holds weights and no card: it was not saved by icd")
     try:
         card = Card(**json.loads(text))
+        mean, std = ((float(r), float(g), float(b)) for r, g, b in (card.mean, card.std))
+        if not all(0 < spread < math.inf for spread in std) or not all(map(math.isfinite, mean)):
+            raise ValueError(f"pixels cannot be centred by {mean} and scaled by {std}")
     except (TypeError, ValueError) as error:
         raise ModelError(f"{path}: its card cannot be read ({error})") from error
-    if tuple(card.mean) != MEAN or tuple(card.std) != STD:
-        raise ModelError(f"{path}: it wants pixels normalised otherwise than this version of icd does")
-    return Card(**{**asdict(card), "classes": tuple(card.classes), "mean": MEAN, "std": STD})
+    return replace(card, classes=tuple(card.classes), mean=mean, std=std)
 
 
 def picture(path: str | Path, card: Card) -> Tensor:
@@ -94,7 +99,7 @@ def picture(path: str | Path, card: Card) -> Tensor:
     Raises:
         icd.photos.DataError: the file is not there or does not decode.
     """
-    whole = stored_size(card.size)
+    whole = card.whole or stored_size(card.size)
     photo = Photos(
         (Path(path),),
         labels=torch.zeros(1, dtype=torch.int64).numpy(),
@@ -104,7 +109,8 @@ def picture(path: str | Path, card: Card) -> Tensor:
     )
     image, _ = photo[0]
     edge = (whole - card.size) // 2
-    return normalise(image[None, :, edge : edge + card.size, edge : edge + card.size])
+    middle = image[None, :, edge : edge + card.size, edge : edge + card.size]
+    return normalise(middle, mean=card.mean, std=card.std)
 
 
 @torch.no_grad()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from functools import partial
 
 from torch import nn
 
+from icd.checks import nearest
 from icd.zoo.base import Network
 from icd.zoo.mobilenet import MobileNetV2
 from icd.zoo.resnet import CifarResNet, ResNet50, SmallResNet
@@ -55,9 +55,8 @@ def network(name: str, classes: int, image_size: int = 32) -> Network:
     """
     spelling = {known.lower(): known for known in NETWORKS}
     if name.lower() not in spelling:
-        near = get_close_matches(name.lower(), spelling, n=1, cutoff=0.3)
-        hint = f'did you mean "{spelling[near[0]]}"? ' if near else ""
-        raise ValueError(f'there is no network "{name}": {hint}There are {", ".join(NETWORKS)}')
+        hint = nearest(name, list(NETWORKS))
+        raise ValueError(f'there is no network "{name}":{hint} There are {", ".join(NETWORKS)}')
     if classes < 1:
         raise ValueError(f"a network for {classes} classes: give 1 or more")
     if image_size < 1:
