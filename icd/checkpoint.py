@@ -93,16 +93,32 @@ class Checkpoint:
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
+        with self._room(f"the checkpoint of epoch {epoch + 1}, step {step}"), atomic_file(self.path) as file:
+            torch.save(state, file)
+        self.write_log()
+        self.saved = time.monotonic()
+
+    def write_log(self) -> None:
+        """Keep what is known of the epochs so far: a line of settings, then one an epoch and student."""
+        if self.folder is None or not self.accelerator.is_main_process:
+            return
+        device = device_name(self.device, self.accelerator.num_processes)
+        first = {"torch": torch.__version__, "device": device, **self.settings}
+        rows = [{"student": learner.name, **row} for learner in self.learners for row in learner.history]
+        with self._room("the log"):
+            text = "".join(json.dumps(line) + "\n" for line in [first, *rows])
+            write_atomically(self.folder / "log.jsonl", text)
+
+    @contextmanager
+    def _room(self, what: str) -> Iterator[None]:
+        """A full disk, or one that is gone, as a RunError."""
         try:
-            with atomic_file(self.path) as file:
-                torch.save(state, file)
-            write_atomically(self.folder / "log.jsonl", self._log())
+            yield
         except OSError as error:
             raise RunError(
-                f"{self.path}: the checkpoint of epoch {epoch + 1}, step {step} could not be written "
-                f"({error.strerror or error}). The one before it is kept: make room and start the run again"
+                f"{self.folder}: {what} could not be written ({error.strerror or error}). "
+                "The checkpoint before it is kept: make room and start the run again"
             ) from error
-        self.saved = time.monotonic()
 
     def restore(self) -> tuple[int, int]:
         """Put the learners where the last checkpoint left them; returns (epoch, step), (0, 0) without one."""
@@ -145,13 +161,6 @@ class Checkpoint:
     def path(self) -> Path:
         assert self.folder is not None
         return self.folder / "checkpoint.pt"
-
-    def _log(self) -> str:
-        """A first line with the settings, then a line for each epoch of each student."""
-        device = device_name(self.device, self.accelerator.num_processes)
-        first = {"torch": torch.__version__, "device": device, **self.settings}
-        rows = [{"student": learner.name, **row} for learner in self.learners for row in learner.history]
-        return "".join(json.dumps(line) + "\n" for line in [first, *rows])
 
 
 class Stop:

@@ -2,7 +2,7 @@
 
     objective = 0.1 * cross_entropy() + 0.9 * scale_decoupled(kd_loss, temperature=4) + 2.0 * clustering()
 
-is an expression: it prints as it is written, `icd.spelling.parse` reads it, and each term is logged by its name.
+is an expression: it prints as it is written, `icd.spelling` reads it, and each term is logged by its name.
 """
 
 from __future__ import annotations

@@ -64,9 +64,8 @@ class Pixels:
 
     def near(self, device: torch.device) -> Pixels:
         """The same images, on a GPU that has three times their room free; else where they are."""
-        if device.type == "cuda" and 3 * self.images.nbytes < torch.cuda.mem_get_info(device)[0]:
-            return self.to(device)
-        return self
+        roomy = device.type == "cuda" and 3 * self.images.nbytes < torch.cuda.mem_get_info(device)[0]
+        return self.to(device) if roomy else self
 
     def subset(self, rows: np.ndarray) -> Pixels:
         """The images at `rows`, in that order (or of a mask (N,)), with the same classes."""
@@ -169,7 +168,7 @@ def normalise(
 
 
 def _rows(shape: tuple[int, ...], device: torch.device, out: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Memory for images, that of `out` if it fits: as it lies, (..., H, W * 3), and as images (..., 3, H, W)."""
+    """Memory for images (..., 3, H, W), that of `out` if it fits: as it lies (..., H, W * 3), and as such."""
     if out is None or out.shape != shape:
         *batch, channels, height, width = shape
         out = torch.empty(*batch, height, width, channels, device=device).movedim(-1, -3)

@@ -45,6 +45,11 @@ class Scores(_Fields):
                     memo[key] = local_logits(self.head(features), None, None, *key)
         return memo[key]
 
+    def rows(self, where: slice) -> Scores:
+        """What was said of some of the images."""
+        stages = tuple(stage[where] for stage in self.stages)
+        return Scores(self.logits[where], self.features[where], self.head, stages)
+
 
 def score(model: nn.Module, images: Tensor) -> Scores:
     """Send images (B, 3, H, W) once through `model` and keep what it said on the way.

@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from icd.budget import memory_needed, memory_to_spare, time_left
 from icd.checkpoint import Checkpoint, NonFiniteLoss, RunError, stop_politely
 from icd.evidence import accuracy
 from icd.objective import Objective, Term
@@ -45,7 +46,13 @@ class Recipe:
             magnifies), for two more messages in every such layer. Without it each process has the
             statistics of its share, and the first one's are kept.
         precision: "auto" takes bf16 where the device computes it natively, fp16 with loss scaling
-            on older GPUs, float32 elsewhere. Losses compute in float32 in any case.
+            on older GPUs, float32 elsewhere. Losses compute in float32 in any case. float32 on a GPU is
+            PyTorch's default: convolutions round their factors to TF32 where the GPU has it, the rest not.
+        pieces: a batch that does not fit into memory may be split into so many, whose gradients are added
+            before a step. Not the same run: the statistics of batch normalisation are over a piece, and a
+            loss that compares the images of a batch with each other compares those of a piece.
+        compile: let `torch.compile` fuse the networks' operators: a minute or more at the start, and a C++
+            compiler on a CPU. Rounds otherwise.
     """
 
     epochs: int = 240
@@ -60,9 +67,11 @@ class Recipe:
     seed: int = 0
     sync_batch_norm: bool = False
     precision: Precision = "auto"
+    pieces: int = 1
+    compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "clip"):
+        for name in ("epochs", "batch_size", "learning_rate", "clip", "pieces"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"the recipe's {name} is {getattr(self, name)}: give a positive number")
         for name, limit in (("momentum", 1.0), ("weight_decay", math.inf), ("seed", math.inf)):
@@ -102,26 +111,33 @@ class Learner:
             recipe.momentum,
             weight_decay=recipe.weight_decay,
             nesterov=recipe.nesterov,
+            # One kernel, and loss scaling does not make the host wait for the GPU.
+            fused=accelerator.device.type == "cuda",
         )
-        self.scoring, self.optimizer = accelerator.prepare(Scoring(self.network), optimizer)
-        self.accelerator, self.clip = accelerator, recipe.clip
+        scoring = compiled(Scoring(self.network), recipe)
+        self.scoring, self.optimizer = accelerator.prepare(scoring, optimizer)
+        self.accelerator, self.clip, self.pieces = accelerator, recipe.clip, recipe.pieces
         self.columns = (*self.objective.names, "train_accuracy")
         self.sums = [0.0] * len(self.columns)  # over the epoch's steps so far
         self.waiting: list[Tensor] = []  # what later steps said, not yet copied from the device
 
     def step(self, images: Tensor, target: Tensor, teacher: Scores | None, epoch: int, rate: float) -> None:
         """One step of SGD; nothing here waits for the device."""
-        scores = self.scoring(images)
-        loss, parts = self.objective(scores, teacher, target, epoch)
-        self.accelerator.backward(loss)
+        said = []
+        for piece in split(len(images), self.pieces):
+            scores = self.scoring(images[piece])
+            told = None if teacher is None else teacher.rows(piece)
+            loss, parts = self.objective(scores, told, target[piece], epoch)
+            self.accelerator.backward(loss / self.pieces)
+            right = (scores.logits.detach().argmax(1) == target[piece]).float().mean()
+            said.append(torch.cat([parts, right[None]]))
         self.accelerator.unscale_gradients(self.optimizer)
         nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        right = (scores.logits.detach().argmax(1) == target).float().mean()
-        self.waiting.append(average(torch.cat([parts, right[None]])))
+        self.waiting.append(average(torch.stack(said).mean(0)))
 
     def read(self, epoch: int, step: int) -> dict[str, float]:
         """Wait for the steps of `epoch` up to `step` (both from 1); returns the epoch's means so far."""
@@ -195,7 +211,7 @@ def fit_together(
         recipe: how.
         teacher: what objectives compare with; it is not trained.
         validation: images whose accuracy is logged after every epoch.
-        folder: for the log, and a checkpoint every epoch and every `checkpoint_seconds`. Called again with
+        folder: for the log, and a checkpoint every `checkpoint_seconds` and at the end. Called again with
             the same folder and settings, a run goes on where it was; on a CPU, to the same bits.
         checkpoint_seconds: what a killed process may lose, at most.
         patience_seconds: how long a process waits for another that is silent; the first run decides.
@@ -215,10 +231,23 @@ def fit_together(
     accelerator = make_accelerator(recipe.precision, patience_seconds)
     device, steps, size = accelerator.device, data.steps(recipe.batch_size), recipe.batch_size
     mine = share(min(size, len(data)))
+    own = min(size, len(data)) // mine[1]
+    if own % recipe.pieces:
+        raise RunError(
+            f"{own} images cannot be split into {recipe.pieces} equal pieces: "
+            "let the recipe's pieces be a number that divides them"
+        )
+    talks = progress and accelerator.is_main_process
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # images are of one size: it pays to find the best convolution
+        if talks:
+            students = [(learner.network, learner.objective) for learner in learners]
+            print(memory_needed(students, teacher, data, own, recipe.pieces, accelerator))
+        data, validation = data.near(device), None if validation is None else validation.near(device)
     for learner in learners:
         learner.start(recipe, accelerator)
     if teacher is not None:
-        teacher = Scoring(settle(teacher, device).eval())
+        teacher = compiled(Scoring(settle(teacher, device).eval()), recipe)
     checkpoint = Checkpoint(folder, learners, recipe, data, teacher, accelerator, every=checkpoint_seconds)
     epoch, step = checkpoint.restore()
     images = None
@@ -227,9 +256,10 @@ def fit_together(
         initial=(epoch * steps + step) * size,
         unit="image",
         mininterval=0.5,
-        disable=not (progress and accelerator.is_main_process),
+        disable=not talks,
     )
-    with stop_politely() as stop, bar:
+    here, since, forecast_due = epoch * steps + step, checkpoint.seconds(), talks
+    with stop_politely() as stop, bar, memory_to_spare():
         while epoch < recipe.epochs:
             images, target = data.training_batch(recipe.seed, epoch, step, size, device, mine, out=images)
             with torch.no_grad(), accelerator.autocast():
@@ -250,14 +280,32 @@ def fit_together(
                         row["validation_accuracy"] = accuracy(learner.network, validation)
                     learner.close_epoch(**row, seconds=checkpoint.seconds())
                 epoch, step = epoch + 1, 0
+                checkpoint.write_log()
+                if forecast_due:
+                    a_step = (checkpoint.seconds() - since) / (epoch * steps - here)
+                    bar.write(time_left(a_step * steps, recipe.epochs - epoch))
+                    forecast_due = False
             stopping, due = agreed(stop.requested, checkpoint.due())
-            if step == 0 or stopping or due:
+            if stopping or due or epoch == recipe.epochs:
                 checkpoint.save(epoch, step)
             if stopping:
                 agreed(True)  # that the checkpoint is written: once one process leaves, launchers end all
                 raise KeyboardInterrupt
     for learner in learners:
         learner.network.eval()
+
+
+def split(images: int, pieces: int) -> list[slice]:
+    """The rows of each of so many equal pieces."""
+    length = images // pieces
+    return [slice(first, first + length) for first in range(0, images, length)]
+
+
+def compiled(scoring: Scoring, recipe: Recipe) -> Scoring:
+    """The same module; its operators will be fused where the recipe asks for it."""
+    if recipe.compile:
+        scoring.compile()
+    return scoring
 
 
 def settle(network: nn.Module, device: torch.device) -> nn.Module:

@@ -190,9 +190,10 @@ def explosive(at: int) -> Term:
 
 def test_a_loss_that_is_no_number_stops_with_epoch_step_and_term_and_keeps_the_last_checkpoint(tmp_path):
     with pytest.raises(NonFiniteLoss, match="student: explosive is nan in epoch 2, step 4"):
-        fit(small(), cross_entropy() + explosive(10), stripes(), QUICK, folder=tmp_path, progress=False)
+        objective = cross_entropy() + explosive(10)
+        fit(small(), objective, stripes(), QUICK, folder=tmp_path, checkpoint_seconds=0, progress=False)
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert (kept["epoch"], kept["step"]) == (1, 0)
+    assert (kept["epoch"], kept["step"]) == (1, 3)
     assert all(value.isfinite().all() for value in kept["learners"]["student"]["network"].values())
 
 
@@ -236,10 +237,12 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(icd.files.os, "fsync", full)
     with pytest.raises(
-        RunError, match=r"could not be written .No space left on device.. The one before it is kept"
+        RunError,
+        match=r"the checkpoint of epoch 1, step 2 could not be written .No space left on device.. "
+        "The checkpoint before it is kept: make room and start the run again",
     ):
-        fit(small(), METHODS["alone"], data, QUICK, folder=tmp_path, progress=False)
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["epoch"] == 1
+        fit(small(), METHODS["alone"], data, QUICK, folder=tmp_path, checkpoint_seconds=0, progress=False)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "log.jsonl"]
 
 
