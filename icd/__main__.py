@@ -8,13 +8,13 @@ import statistics
 import sys
 import time
 from dataclasses import asdict, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
 from jsonargparse import auto_cli, capture_parser
+from torch import nn
 
 from icd import birdlets
 from icd import compare as comparison
@@ -24,11 +24,13 @@ from icd.evidence import accuracy
 from icd.files import write_atomically
 from icd.objective import METHODS, Objective
 from icd.photos import DataError
-from icd.pixels import Pixels, load
+from icd.pixels import Pixels
 from icd.processes import is_main
+from icd.recipes import published_run, published_runs
 from icd.saved import Card, ModelError, load_model, name_bird, save_model
+from icd.spelling import named
 from icd.training import Recipe, fit
-from icd.zoo import NETWORKS, network
+from icd.zoo import NETWORKS, load_published, network
 
 PROMISED = (DataError, ModelError, RunError, NonFiniteLoss, ValueError, OSError)
 
@@ -39,6 +41,7 @@ def teach(
     data: DataSet = DataSet(),
     recipe: Recipe = Recipe(),
     images: Literal["fit", "train"] = "fit",
+    checkpoint_seconds: float = 60.0,
 ) -> None:
     """Train a network on labels alone: a teacher, or a student without one.
 
@@ -49,10 +52,11 @@ def teach(
         data: which images.
         recipe: how it is trained.
         images: "fit" keeps the validation images out; "train" learns from all training images.
+        checkpoint_seconds: what a killed run may lose, at most. Folders that keep what was replaced, as
+            Google Drive does in its bin, are spared by 600.
     """
-    _train(
-        folder, network, METHODS["alone"], data, recipe, images, teacher=None, note="trained on labels alone"
-    )
+    note = "trained on labels alone"
+    _train(folder, network, METHODS["alone"], data, recipe, images, None, note, checkpoint_seconds)
 
 
 def distil(
@@ -63,25 +67,31 @@ def distil(
     data: DataSet = DataSet(),
     recipe: Recipe = Recipe(),
     images: Literal["fit", "train"] = "fit",
+    teacher_network: str | None = None,
+    checkpoint_seconds: float = 60.0,
 ) -> None:
     """Train a student from a teacher.
 
+    --recipe NAME, with a name that `python -m icd recipes` lists, stands for all settings of a published
+    run, teacher runs/TEACHER and folder runs/NAME included; options beside it change single ones.
+
     Args:
-        teacher: the folder of a finished `teach`, or its model.safetensors.
+        teacher: the folder of a finished `teach`, or its model.safetensors; or weights that others share, as
+            torch.save wrote them.
         folder: where the run lies: its settings, log, checkpoint and model. Give the same command again and
             a run that was stopped goes on.
-        method: one of the methods that `python -m icd methods` lists.
+        method: one of the methods that `python -m icd methods` lists, or an expression as it prints them.
         network: one of the networks that `python -m icd networks` lists.
         data: which images.
         recipe: how it is trained.
         images: "fit" keeps the validation images out; "train" learns from all training images.
+        teacher_network: whose weights others share: a name that `python -m icd networks` lists.
+        checkpoint_seconds: what a killed run may lose, at most. Folders that keep what was replaced, as
+            Google Drive does in its bin, are spared by 600.
     """
-    if method not in METHODS:
-        near = get_close_matches(method, METHODS, n=1, cutoff=0.3)
-        hint = f'did you mean "{near[0]}"? ' if near else ""
-        raise RunError(f'there is no method "{method}": {hint}There are {", ".join(METHODS)}')
-    note = f"{method}, taught by {teacher}"
-    _train(folder, network, METHODS[method], data, recipe, images, teacher, note)
+    objective, note = named(method), f"{method}, taught by {teacher}"
+    master = _load_teacher(teacher, teacher_network, data)
+    _train(folder, network, objective, data, recipe, images, master, note, checkpoint_seconds)
 
 
 def compare(
@@ -201,13 +211,35 @@ def methods() -> None:
         print(f"{name:10} {objective}")
 
 
+def recipes(name: str = "") -> None:
+    """List the recipes of the published runs with the published figures, or show one.
+
+    Args:
+        name: of the recipe to show in full; part of a name lists those that have it.
+    """
+    runs = published_runs()
+    if name not in runs:
+        chosen = [run for run in runs.values() if name in run.name]
+        for run in chosen or [published_run(name)]:  # which says what is near
+            print(f"{run.name:52} {run.published().top1:6.2f} %")
+        return
+    run, figure = runs[name], runs[name].published()
+    print(f"{run.pair}, {run.method} {run.factor} {run.value}".rstrip())
+    print(
+        f"published: {figure.top1} % of the test images ({figure.source}){figure.note and f'. {figure.note}'}"
+    )
+    print(yaml.safe_dump(run.settings(), sort_keys=False).rstrip())
+
+
 def networks() -> None:
     """List the networks, with how many numbers each learns for 200 classes."""
     for name in NETWORKS:
         print(f"{name:14} {sum(p.numel() for p in network(name, 200).parameters()):>12,}")
 
 
-COMMANDS = {f.__name__: f for f in (teach, distil, compare, evaluate, predict, pack, draw, methods, networks)}
+COMMANDS = {
+    f.__name__: f for f in (teach, distil, compare, evaluate, predict, pack, draw, methods, recipes, networks)
+}
 
 
 def _train(
@@ -217,19 +249,29 @@ def _train(
     data: DataSet,
     recipe: Recipe,
     images: Literal["fit", "train"],
-    teacher: str | None,
+    teacher: nn.Module | None,
     note: str,
+    checkpoint_seconds: float,
 ) -> None:
     place = Path(folder)
-    master = None if teacher is None else load_model(teacher)[0]
-    photos = data.photos(images)
-    torch.manual_seed(recipe.seed)
-    student = network(name, len(photos.classes), data.size)
     pixels, validation = _load(data, images), _load(data, "validation") if images == "fit" else None
+    torch.manual_seed(recipe.seed)
+    student = network(name, len(pixels.classes), data.size)
     print(f"{name} for {objective} on {len(pixels)} images of {len(pixels.classes)} classes")
     began = time.perf_counter()
-    history = fit(student, objective, pixels, recipe, teacher=master, validation=validation, folder=place)
-    card = Card(name, pixels.classes, data.size, data.resize, note=note)
+    history = fit(
+        student,
+        objective,
+        pixels,
+        recipe,
+        teacher=teacher,
+        validation=validation,
+        folder=place,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+    card = Card(
+        name, pixels.classes, data.size, data.resize, pixels.mean, pixels.std, note, whole=pixels.whole
+    )
     if is_main():
         save_model(place / "model.safetensors", student, card)
     last = history[-1]
@@ -242,8 +284,22 @@ def _train(
     print(f"saved {place / 'model.safetensors'} after {time.perf_counter() - began:.0f} s")
 
 
+def _load_teacher(path: str, name: str | None, data: DataSet) -> nn.Module:
+    if Path(path).suffix in ("", ".safetensors"):
+        if not Path(path).exists() and Path(path).name in published_runs():
+            recipe = Path(path).name
+            raise RunError(
+                f"there is no teacher in {path} yet: python -m icd distil --recipe {recipe} makes it"
+            )
+        return load_model(path)[0]
+    if name is None:
+        raise RunError(f"{path} does not say which network its weights are of: give --teacher_network")
+    classes = len(data.pixels("test").classes)
+    return load_published(name, path, classes, data.size)
+
+
 def _load(data: DataSet, split: Literal["train", "fit", "validation", "test"]) -> Pixels:
-    pixels = load(data.photos(split))
+    pixels = data.pixels(split)
     for what, count in pixels.mended.items():
         print(f"{split}: {count} images, {what}")
     return pixels
@@ -280,10 +336,28 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return rows
 
 
+def _spell_out(arguments: list[str]) -> list[str]:
+    """`distil --recipe NAME` with the settings that the name stands for, before all other options."""
+    if arguments[:1] != ["distil"]:
+        return arguments
+    rest = [word for given in arguments[1:] for word in given.split("=", given.startswith("--recipe="))]
+    if "--recipe" not in rest[:-1]:
+        return arguments
+    place = rest.index("--recipe")
+    run = published_run(rest.pop(place + 1))
+    del rest[place]
+    command = "distil" if run.teacher else "teach"
+    return [command, "--config", json.dumps(run.settings()), *rest]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 for what went wrong with a reason, 130 for Ctrl-C."""
     parser = capture_parser(auto_cli, COMMANDS, prog="python -m icd", allow_abbrev=False)
-    chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    try:
+        given = _spell_out(sys.argv[1:] if arguments is None else arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    chosen = parser.parse_args(given)
     name = chosen.subcommand
     try:
         options = parser.instantiate(chosen)[name].as_dict()
