@@ -189,8 +189,8 @@ def explosive(at: int) -> Term:
 
 
 def test_a_loss_that_is_no_number_stops_with_epoch_step_and_term_and_keeps_the_last_checkpoint(tmp_path):
+    objective = cross_entropy() + explosive(10)
     with pytest.raises(NonFiniteLoss, match="student: explosive is nan in epoch 2, step 4"):
-        objective = cross_entropy() + explosive(10)
         fit(small(), objective, stripes(), QUICK, folder=tmp_path, checkpoint_seconds=0, progress=False)
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert (kept["epoch"], kept["step"]) == (1, 3)
