@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 from torch import Tensor
@@ -11,9 +11,10 @@ from torch import Tensor
 
 def check_scales(scales: Sequence[int]) -> tuple[int, ...]:
     """`scales` as a tuple of positive integers, or ValueError."""
-    kept = tuple(scales)
+    kept = tuple(scales) if isinstance(scales, Iterable) else ()
     if not kept or any(isinstance(m, bool) or not isinstance(m, int) or m < 1 for m in kept):
-        raise ValueError(f"scales are {kept}: give one or more positive integers, like (1, 2, 4)")
+        said = kept or scales
+        raise ValueError(f"scales are {said}: give one or more positive integers, like (1, 2, 4)")
     return kept
 
 
@@ -27,6 +28,12 @@ def nearest(name: str, known: Sequence[str]) -> str:
 def check_positive(name: str, value: float) -> None:
     if not 0 < value < math.inf:
         raise ValueError(f"{name} is {value}: give a positive number")
+
+
+def check_weights(**weights: float) -> None:
+    for name, value in weights.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value}: give a finite number, not negative")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -48,11 +55,18 @@ def check_logits(loss: str, student: Tensor, teacher: Tensor, target: Tensor | N
         raise ValueError(f"{loss}: logits have shapes {_both(student, teacher)}: expected (B, C) for both")
     check_same_classes(loss, student.shape[1], teacher.shape[1])
     if target is not None:
-        check_shape(loss, "target", target, (len(student),))
+        check_target(loss, target, len(student))
         if student.shape[1] < 2:
             raise ValueError(
                 f"{loss} sets the target against the other classes: it needs two classes at least"
             )
+
+
+def check_target(loss: str, target: Tensor, images: int) -> None:
+    """A label for each image, and no probabilities."""
+    check_shape(loss, "target", target, (images,))
+    if target.is_floating_point():
+        raise ValueError(f"{loss}: target holds {target.dtype}: expected labels, int64")
 
 
 def check_regions(loss: str, student: Tensor, teacher: Tensor) -> None:
