@@ -86,6 +86,13 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def expand(path: str | Path) -> Path:
+    """A path whose ~ is the user's home; one that begins with the ~ of nobody stays as it is."""
+    with suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)
+
+
 def cache_folder() -> Path:
     """Where drawn and decoded images are kept: ICD_CACHE, or the user's cache folder."""
     return Path(os.environ.get("ICD_CACHE") or user_cache_dir("icd"))

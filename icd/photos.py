@@ -14,6 +14,8 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
+from icd.checks import nearest
+
 Crop = Literal["image", "box"]
 Resize = Literal["squash", "shorter"]
 MOST_PIXELS = 16_384  # a side; a larger one is a slip of the keyboard, and would fill the memory
@@ -182,6 +184,12 @@ class Photos:
                 raise DataError(f"{path}: there is no such image") from None
             digest.update(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:24]
+
+
+def check_split(split: str) -> None:
+    known = ("train", "fit", "validation", "test")
+    if split not in known:
+        raise DataError(f'there is no split "{split}":{nearest(split, known)} There are {", ".join(known)}')
 
 
 def check_cut(size: int, crop: Crop, margin: float, resize: Resize) -> None:

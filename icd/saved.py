@@ -104,9 +104,11 @@ def _read_card(path: Path, text: str | None) -> Card:
         raise ModelError(f"{path} holds weights and no card: it was not saved by icd")
     try:
         said = json.loads(text)
+        if not isinstance(said, dict):
+            raise TypeError("it holds no names and values")
         lists = {name: tuple(value) for name, value in said.items() if isinstance(value, list)}
         return Card(**{**said, **lists})
-    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: its card cannot be read ({error})") from error
 
 
