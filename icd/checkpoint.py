@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -83,7 +83,9 @@ class Checkpoint:
             try:
                 make_folder(self.folder)
             except OSError as error:
-                raise RunError(f"{self.folder}: {error.strerror}. Name another folder for the run") from error
+                raise RunError(
+                    f"{error.filename}: {error.strerror}. Name another folder for the run"
+                ) from error
         self.learners, self.accelerator, self.every = learners, accelerator, every
         self.device = accelerator.device
         self.began = self.saved = time.monotonic()
@@ -169,10 +171,11 @@ class Checkpoint:
             ) from error
         except Exception as error:  # its bytes lead unpickling astray in any way
             raise self._damaged() from error
-        for name, now in self.settings.items():
-            if settings.get(name) != now:
+        there, here = flat(settings), flat(self.settings)
+        for name, now in here.items():
+            if there.get(name) != now:
                 raise RunError(
-                    f"{self.folder} holds a run with another {name}: there {settings.get(name)}, here {now}. "
+                    f"{self.folder} holds a run with another {name}: there {there.get(name)}, here {now}. "
                     "Give the same settings to go on, or name another folder"
                 )
         try:
@@ -201,6 +204,14 @@ class Checkpoint:
     def path(self) -> Path:
         assert self.folder is not None
         return self.folder / "checkpoint.pt"
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings within settings by names like "recipe.epochs"."""
+    rows: dict[str, Any] = {}
+    for name, value in settings.items():
+        rows |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return rows
 
 
 class Stop:

@@ -76,8 +76,9 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
+        file = next(path for path in (folder, *folder.parents) if path.exists())
         reason = "there is a file where a folder should be"
-        raise NotADirectoryError(errno.ENOTDIR, reason, str(folder)) from None
+        raise NotADirectoryError(errno.ENOTDIR, reason, str(file)) from None
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
