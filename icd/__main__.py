@@ -18,7 +18,7 @@ from torch import nn
 
 from icd import birdlets
 from icd import compare as comparison
-from icd.checkpoint import NonFiniteLoss, RunError
+from icd.checkpoint import NonFiniteLoss, RunError, flat
 from icd.datasets import DataSet
 from icd.evidence import accuracy
 from icd.files import write_atomically
@@ -148,9 +148,8 @@ def evaluate(
         data = _data_of(Path(run))
     pixels = _load(data, split)
     if pixels.classes != card.classes:
-        raise RunError(
-            f"{run} knows {len(card.classes)} classes, and the data set has {len(pixels.classes)} others"
-        )
+        here, there = (f"{len(names)} ({names[0]}, ...)" for names in (pixels.classes, card.classes))
+        raise RunError(f"{run} knows other classes, {there}, than the data set has, {here}: give --data.root")
     share = accuracy(model, pixels)
     error = (share * (1 - share) / len(pixels)) ** 0.5
     print(f"{100 * share:.2f} % of {len(pixels)} {split} images (standard error {100 * error:.2f})")
@@ -177,6 +176,8 @@ def pack(run: str, file: str, note: str = "") -> None:
         file: where to, a name that ends in .safetensors.
         note: what its card shall say; what it says now by default.
     """
+    if not file.endswith(".safetensors"):
+        raise RunError(f"{file}: give a name that ends in .safetensors")
     model, card = load_model(run)
     save_model(file, model, replace(card, note=note or card.note), half=True)
     print(f"{file}: {Path(file).stat().st_size / 1e6:.1f} MB")
@@ -306,21 +307,35 @@ def _load(data: DataSet, split: Literal["train", "fit", "validation", "test"]) -
 
 
 def _data_of(run: Path) -> DataSet:
-    settings = (run if run.is_dir() else run.parent) / "config.yaml"
+    path = (run if run.is_dir() else run.parent) / "config.yaml"
+    settings = _read_settings(path, advice="give --data.root")
     try:
-        return DataSet(**yaml.safe_load(settings.read_text())["data"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise RunError(
-            f"{settings} does not say which images the run used ({error}): give --data.root"
-        ) from error
+        return DataSet(**settings["data"])
+    except (LookupError, TypeError, DataError) as error:
+        reason = f" ({error})" if isinstance(error, DataError) else ""
+        raise RunError(f"{path} does not say which images the run used{reason}: give --data.root") from error
+
+
+def _read_settings(path: Path, advice: str) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_bytes())
+        flat(settings)  # what has no names and values, or holds itself, is no table of settings
+        return settings
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}): {advice}") from error
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
+        raise RunError(f"{path} holds no settings, or it is damaged: {advice}") from error
 
 
 def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Write the resolved settings beside the run; `--config` reads them again."""
     path = folder / "config.yaml"
-    if path.exists() and (folder / "checkpoint.pt").exists():
-        there, here = _flat(yaml.safe_load(path.read_text())), _flat(settings)
-        other = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
+    begun = (folder / "checkpoint.pt").exists() or (folder / "results.csv").exists()
+    if path.exists() and begun:
+        there, here = flat(_read_settings(path, advice="mend it, or delete it")), flat(settings)
+        # A folder may be named otherwise or moved, and a comparison grow.
+        kept = {*there, *here} - {"folder", "methods", "seeds"}
+        other = [name for name in sorted(kept) if there.get(name) != here.get(name)]
         if other:
             raise RunError(
                 f"{folder} holds a run with another {other[0]}: there {there.get(other[0])}, "
@@ -329,11 +344,11 @@ def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
     write_atomically(path, yaml.safe_dump(settings, sort_keys=False))
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    rows: dict[str, Any] = {}
-    for name, value in settings.items():
-        rows |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return rows
+def _sentence(error: Exception) -> str:
+    """What went wrong in one line; of what the system says, the file first and no number."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(line.strip() for line in str(error).splitlines())
 
 
 def _spell_out(arguments: list[str]) -> list[str]:
@@ -373,7 +388,8 @@ def main(arguments: list[str] | None = None) -> int:
             print("\nstopped; give the same command again to go on from its checkpoint", file=sys.stderr)
         return 130
     except PROMISED as error:
-        sys.stderr.write(f"icd {name}: {error}\n")  # in one piece, should several processes write at once
+        # In one piece, should several processes write at once.
+        sys.stderr.write(f"icd {name}: {_sentence(error)}\n")
         return 1
     return 0
 

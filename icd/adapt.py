@@ -126,6 +126,8 @@ def adapt(
     """
     if head not in ("exact", "per-position"):
         raise ValueError(f"head is {head!r}: choose 'exact' or 'per-position'")
+    if probe_size < 1:
+        raise ValueError(f"probe_size is {probe_size}: give a number of pixels, 1 or more")
     with _resting(model), torch.no_grad():
         probe = _Probe(model, probe_size)
         adapted = probe.exact() or probe.per_position()

@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .canvas import PARTS, THROWS
-from .files import cache_folder
+from .files import cache_folder, make_folder
 from .plumage import FORMS, Species, species_table
 from .scenes import render
 
@@ -77,7 +77,7 @@ def draw(
     root = Path(root).absolute()
     if _is_drawn(root, settings):
         return root
-    root.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(root.parent)
     unfinished = root.with_name(f".{root.name}.unfinished")
     with FileLock(root.with_name(f".{root.name}.lock")):
         if _is_drawn(root, settings):  # by another process, while this one waited
@@ -127,10 +127,17 @@ def masks(root: str | Path, paths: Sequence[str | Path]) -> np.ndarray:
 
 
 def _card(root: Path) -> dict[str, Any]:
+    path = root / "birdlets.json"
     try:
-        return json.loads((root / "birdlets.json").read_text())
+        card = json.loads(path.read_bytes())
+        wanted = {"format": int, "settings": dict, "classes": list}
+        if any(not isinstance(card[name], kind) for name, kind in wanted.items()):
+            raise TypeError
     except FileNotFoundError:
         raise FileNotFoundError(f"{root}: this is no Birdlets data set, it has no birdlets.json") from None
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: this file is damaged; draw the data set again in a new folder") from error
+    return card
 
 
 def _is_drawn(root: Path, settings: dict[str, int]) -> bool:
@@ -140,7 +147,7 @@ def _is_drawn(root: Path, settings: dict[str, int]) -> bool:
     if not (root / "birdlets.json").is_file():
         raise FileExistsError(f"{root}: something other than Birdlets lies here; choose a new folder")
     card = _card(root)
-    found = {"format": card.get("format"), **card.get("settings", {})}
+    found = {"format": card["format"], **card["settings"]}
     wanted = {"format": FORMAT, **settings}
     differs = ", ".join(f"{k} is {found.get(k)}, not {v}" for k, v in wanted.items() if found.get(k) != v)
     if differs:

@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 
 from icd.fetch import check_md5, fetch, leads_out, unpack
+from icd.files import expand
 from icd.photos import SUFFIXES, Crop, DataError, Photos, Resize
 from icd.tables import Table
 
@@ -109,7 +110,7 @@ def read_tables(root: str | Path) -> Tables:
 
     Raises `DataError`, naming file and line; warns where an image's folder is not its class.
     """
-    folder = _find(Path(root).expanduser())
+    folder = _find(expand(root))
 
     def read(name: str, words: Literal["none", "one", "many"] = "none") -> Table:
         return Table.read(folder / name, TABLES[name], words)
@@ -250,7 +251,7 @@ def download(root: str | Path, progress: bool = True) -> Path:
     and an archive that the reader has put there is used. Raises `DataError`, saying what to do by
     hand where the network fails.
     """
-    root = Path(root).expanduser()
+    root = expand(root)
     if not (root / FOLDER).exists() and not (root / ARCHIVE).exists():
         fetch(URL, root / ARCHIVE, MD5, progress)
     return extract(root / ARCHIVE, root, MD5, progress)
@@ -262,7 +263,7 @@ def extract(archive: str | Path, root: str | Path, md5: str | None = MD5, progre
     The archive stays. Does nothing where the data is already. Raises `DataError` if the archive is
     missing or damaged, its md5 is another, or it holds links or paths that lead out of it.
     """
-    archive, folder = Path(archive).expanduser(), Path(root).expanduser() / FOLDER
+    archive, folder = expand(archive), expand(root) / FOLDER
     if (folder / "images.txt").is_file():
         return folder
     if folder.exists():

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from icd.files import atomic_file, write_atomically
+from icd.files import atomic_file, make_folder, write_atomically
+from icd.photos import Photos
 
 if TYPE_CHECKING:
     from icd.pixels import Pixels
@@ -37,6 +38,33 @@ class NonFiniteLoss(ArithmeticError):
     """A loss or a weight stopped being a number; the message says when, and which."""
 
 
+def check_run(
+    learners: Sequence[Learner], data: Pixels, validation: Pixels | None, teacher: nn.Module | None
+) -> None:
+    """Raise a RunError for what cannot be trained together, before anything runs."""
+    names = [learner.name for learner in learners]
+    if not names:
+        raise RunError("there is no student: give one learner or more")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise RunError(
+            f'two students are named "{twice}": give one of them another name, as the log needs one'
+        )
+    for what, images in (("training", data), ("validation", validation)):
+        if isinstance(images, Photos):
+            raise RunError(f"the {what} images are not decoded: hand them to icd.pixels.load first")
+    if teacher is None and any(learner.objective.needs_teacher for learner in learners):
+        raise RunError(
+            "the objective compares with a teacher and none was given: hand one over with teacher="
+        )
+    for learner in learners:
+        head = getattr(learner.network, "head", None)
+        if isinstance(head, nn.Linear) and head.out_features < len(data.classes):
+            raise RunError(
+                f"{learner.name} tells {head.out_features} classes apart, and the training images are of "
+                f"{len(data.classes)}: build it for as many"
+            )
+
+
 class Checkpoint:
     """The state of a run in `folder/checkpoint.pt`, and its log in `folder/log.jsonl`."""
 
@@ -51,6 +79,13 @@ class Checkpoint:
         every: float,
     ):
         self.folder = None if folder is None else Path(folder)
+        if self.folder is not None:
+            try:
+                make_folder(self.folder)
+            except OSError as error:
+                raise RunError(
+                    f"{error.filename}: {error.strerror}. Name another folder for the run"
+                ) from error
         self.learners, self.accelerator, self.every = learners, accelerator, every
         self.device = accelerator.device
         self.began = self.saved = time.monotonic()
@@ -125,28 +160,36 @@ class Checkpoint:
         if self.folder is None or not self.path.exists():
             return 0, 0
         try:
+            with zipfile.ZipFile(self.path) as archive:  # torch itself does not look at the checksums in it
+                if damaged := archive.testzip():
+                    raise ValueError(f"the checksum of {damaged} is another")
             state = torch.load(self.path, map_location="cpu", weights_only=True)
-            settings, epoch, step = state["settings"], int(state["epoch"]), int(state["step"])
-        except (
-            OSError,
-            EOFError,
-            RuntimeError,
-            ValueError,
-            KeyError,
-            TypeError,
-            pickle.UnpicklingError,
-        ) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            settings = dict(state["settings"])
+        except OSError as error:
             raise RunError(
-                f"{self.path} is not a checkpoint of this program, or it is damaged ({reason}). "
-                "Delete it to start again, or name another folder"
+                f"{self.path} cannot be read ({error.strerror or error}): mend that, or name another folder"
             ) from error
-        for name, now in self.settings.items():
-            if settings.get(name) != now:
+        except Exception as error:  # its bytes lead unpickling astray in any way
+            raise self._damaged() from error
+        there, here = flat(settings), flat(self.settings)
+        for name, now in here.items():
+            if there.get(name) != now:
                 raise RunError(
-                    f"{self.folder} holds a run with another {name}: there {settings.get(name)}, here {now}. "
+                    f"{self.folder} holds a run with another {name}: there {there.get(name)}, here {now}. "
                     "Give the same settings to go on, or name another folder"
                 )
+        try:
+            return self._put_back(state)
+        except Exception as error:
+            raise self._damaged() from error
+
+    def _damaged(self) -> RunError:
+        return RunError(
+            f"{self.path} is not a checkpoint of this program, or it is damaged. "
+            "Delete it to start again, or name another folder"
+        )
+
+    def _put_back(self, state: dict[str, Any]) -> tuple[int, int]:
         for learner in self.learners:
             learner.restore(state["learners"][learner.name])
         if self.accelerator.scaler is not None:
@@ -155,12 +198,20 @@ class Checkpoint:
         if state["random_cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
         self.began -= state["seconds"]
-        return epoch, step
+        return int(state["epoch"]), int(state["step"])
 
     @property
     def path(self) -> Path:
         assert self.folder is not None
         return self.folder / "checkpoint.pt"
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings within settings by names like "recipe.epochs"."""
+    rows: dict[str, Any] = {}
+    for name, value in settings.items():
+        rows |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return rows
 
 
 class Stop:

@@ -1,19 +1,21 @@
-"""What losses refuse, each in one sentence that says what was wrong and what to give instead."""
+"""What losses and recipes refuse: a sentence for each that says what was wrong and what to give instead."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 from torch import Tensor
 
 
 def check_scales(scales: Sequence[int]) -> tuple[int, ...]:
     """`scales` as a tuple of positive integers, or ValueError."""
-    kept = tuple(scales)
+    kept = tuple(scales) if isinstance(scales, Iterable) else ()
     if not kept or any(isinstance(m, bool) or not isinstance(m, int) or m < 1 for m in kept):
-        raise ValueError(f"scales are {kept}: give one or more positive integers, like (1, 2, 4)")
+        said = kept or scales
+        raise ValueError(f"scales are {said}: give one or more positive integers, like (1, 2, 4)")
     return kept
 
 
@@ -27,6 +29,40 @@ def nearest(name: str, known: Sequence[str]) -> str:
 def check_positive(name: str, value: float) -> None:
     if not 0 < value < math.inf:
         raise ValueError(f"{name} is {value}: give a positive number")
+
+
+def check_weights(**weights: float) -> None:
+    for name, value in weights.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value}: give a finite number, not negative")
+
+
+def check_recipe(values: Mapping[str, Any]) -> None:
+    """Raise for the values of an `icd.training.Recipe` with which nothing can be trained."""
+
+    def refuse(name: str, advice: str) -> None:
+        raise ValueError(f"the recipe's {name} is {values[name]!r}: {advice}")
+
+    for name in ("epochs", "batch_size", "pieces", "seed"):
+        if not isinstance(values[name], int):
+            refuse(name, "give a whole number")
+    for name in ("epochs", "batch_size", "learning_rate", "clip", "pieces"):
+        if not 0 < values[name] < math.inf:
+            refuse(name, "give a positive number")
+    for name, limit in (("momentum", 1.0), ("weight_decay", math.inf), ("seed", 2**63)):
+        if not 0 <= values[name] < limit:
+            refuse(name, f"give 0 or more, and less than {limit:g}")
+    for name, choices in (
+        ("schedule", ("steps", "one-cycle")),
+        ("precision", ("auto", "float32", "bf16", "fp16")),
+    ):
+        if values[name] not in choices:
+            refuse(name, "choose " + " or ".join(f'"{choice}"' for choice in choices))
+    shares = values["milestones"]
+    if not isinstance(shares, Sequence) or not all(0 <= share <= 1 for share in shares):
+        refuse("milestones", "give shares of the run, from 0 to 1, like (0.5, 0.75)")
+    if values["nesterov"] and not values["momentum"]:
+        refuse("momentum", "nesterov looks ahead along it, so give a positive number")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -48,11 +84,18 @@ def check_logits(loss: str, student: Tensor, teacher: Tensor, target: Tensor | N
         raise ValueError(f"{loss}: logits have shapes {_both(student, teacher)}: expected (B, C) for both")
     check_same_classes(loss, student.shape[1], teacher.shape[1])
     if target is not None:
-        check_shape(loss, "target", target, (len(student),))
+        check_target(loss, target, len(student))
         if student.shape[1] < 2:
             raise ValueError(
                 f"{loss} sets the target against the other classes: it needs two classes at least"
             )
+
+
+def check_target(loss: str, target: Tensor, images: int) -> None:
+    """A label for each image, and no probabilities."""
+    check_shape(loss, "target", target, (images,))
+    if target.is_floating_point():
+        raise ValueError(f"{loss}: target holds {target.dtype}: expected labels, int64")
 
 
 def check_regions(loss: str, student: Tensor, teacher: Tensor) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torchvision.datasets import CIFAR100
 
-from icd.photos import DataError, held_out
+from icd.files import expand
+from icd.photos import DataError, check_split, held_out
 from icd.pixels import Pixels
 
 SIZE, BORDER = 32, 4
@@ -40,7 +41,8 @@ def pixels(
     Raises:
         DataError: the archive can not be fetched or is damaged, or a number of classes that there is not.
     """
-    root = Path(root).expanduser()
+    check_split(split)
+    root = expand(root)
     try:
         images = CIFAR100(root, train=split != "test", download=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: of another md5

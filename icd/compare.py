@@ -11,11 +11,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from icd.checkpoint import RunError, device_name
+from icd.checks import nearest
 from icd.evidence import Interval, accuracy, paired_interval
 from icd.files import write_atomically
 from icd.objective import METHODS
@@ -77,11 +79,16 @@ def compare(
         progress: show bars.
 
     Raises:
-        RunError: an unknown method, or a table that holds other runs.
+        RunError: an unknown method, none at all or one named twice, no seed, or a table of other runs.
     """
-    unknown = [method for method in methods if method not in METHODS]
-    if unknown or not methods:
-        raise RunError(f'there is no method "{", ".join(unknown)}": choose from {", ".join(METHODS)}')
+    for method in methods:
+        if method not in METHODS:
+            hint = nearest(method, list(METHODS))
+            raise RunError(f'there is no method "{method}":{hint} There are {", ".join(METHODS)}')
+        if list(methods).count(method) > 1:
+            raise RunError(f'the method "{method}" is named twice: once is enough')
+    if not methods or not seeds:
+        raise RunError(f"{len(methods)} methods for {len(seeds)} seeds: give one or more of both")
     table, version = Path(folder) / "results.csv", commit()
     rows = read_results(table) if table.exists() else []
     for row in rows:
@@ -148,20 +155,40 @@ def read_results(path: str | Path) -> list[Result]:
     """The rows of a results table.
 
     Raises:
-        RunError: a file with other columns, or a value that does not fit its column.
+        RunError: no such file, one with other columns, or a value that does not fit its column.
     """
-    kinds = {"int": int, "float": float, "str": str}
-    with open(path, newline="", encoding="utf8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != tuple(field.name for field in fields(Result)):
-            raise RunError(f"{path} is no table of results: its columns are {reader.fieldnames}")
+    try:
+        reader = csv.reader(io.StringIO(Path(path).read_bytes().decode("utf-8-sig"), newline=""), strict=True)
+        rows = [(reader.line_num, row) for row in reader if row]
+    except OSError as error:
+        raise RunError(f"{path}: this table cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RunError(f"{path} is no table of results ({error})") from error
+    columns = [field.name for field in fields(Result)]
+    if not rows or rows[0][1] != columns:
+        raise RunError(f"{path} is no table of results: its first line is not {','.join(columns)}")
+    results: dict[tuple[str, int], Result] = {}
+    for line, row in rows[1:]:
+        result = _read_row(f"{path}:{line}", row)
+        if results.setdefault((result.method, result.seed), result) is not result:
+            raise RunError(f"{path}:{line}: {result.method} with seed {result.seed} has a row already")
+    return list(results.values())
+
+
+def _read_row(place: str, row: list[str]) -> Result:
+    if len(row) != len(fields(Result)):
+        raise RunError(f"{place}: {len(row)} values, expected {len(fields(Result))}")
+    values: dict[str, Any] = {}
+    for field, text in zip(fields(Result), row, strict=True):
+        kind = {"int": int, "float": float, "str": str}[str(field.type)]
         try:
-            return [
-                Result(**{field.name: kinds[str(field.type)](row[field.name]) for field in fields(Result)})
-                for row in reader
-            ]
-        except (TypeError, ValueError) as error:
-            raise RunError(f"{path}:{reader.line_num}: {error}") from error
+            values[field.name] = kind(text)
+        except ValueError:
+            number = "a whole number" if kind is int else "a number"
+            raise RunError(f"{place}: the {field.name} is {text!r}, not {number}") from None
+    if not 0 <= values["accuracy"] <= 1:
+        raise RunError(f"{place}: the accuracy is {values['accuracy']}, not a share from 0 to 1")
+    return Result(**values)
 
 
 def write_results(path: str | Path, rows: Sequence[Result]) -> None:

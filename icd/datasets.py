@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from icd import birdlets, birds, cifar
-from icd.files import cache_folder
-from icd.photos import Crop, DataError, Photos, Resize, class_folders
+from icd.files import cache_folder, expand
+from icd.photos import Crop, DataError, Photos, Resize, check_cut, check_split, class_folders
 from icd.pixels import Pixels, load
 
 Split = Literal["train", "fit", "validation", "test"]
@@ -41,6 +41,19 @@ class DataSet:
     hold_out: float = 0.2
     split_seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, kind, wanted in (
+            ("root", str | Path, "the name of a folder"),
+            ("classes", int | None, "how many"),
+            ("margin", int | float, "a number"),
+            ("size", int, "a whole number"),
+            ("hold_out", int | float, "a number"),
+            ("split_seed", int, "a whole number"),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise DataError(f"{name} is {getattr(self, name)!r}: give {wanted}")
+        check_cut(self.size, self.crop, self.margin, self.resize)
+
     def pixels(self, split: Split, progress: bool = True) -> Pixels:
         """The images of a split, decoded: once, if they are files. See `photos` and `icd.pixels.load`."""
         if not self._is_cifar():
@@ -61,8 +74,7 @@ class DataSet:
         Raises:
             icd.photos.DataError: with the file and what is wrong in it.
         """
-        if split not in ("train", "fit", "validation", "test"):
-            raise DataError(f'there is no split {split!r}: choose "train", "fit", "validation" or "test"')
+        check_split(split)
         official: Literal["train", "test"] = "test" if split == "test" else "train"
         photos = self._official(official)
         if split in ("train", "test"):
@@ -70,14 +82,14 @@ class DataSet:
         return photos.hold_out(self.hold_out, self.split_seed)[split == "validation"]
 
     def _is_cifar(self) -> bool:
-        return self.root == "cifar100" or (Path(self.root).expanduser() / cifar.CIFAR100.base_folder).is_dir()
+        return self.root == "cifar100" or (expand(self.root) / cifar.CIFAR100.base_folder).is_dir()
 
     def _folder(self) -> Path:
         if self.root == "birdlets":
             return birdlets.folder()
         if self.root == "cub200":
             return birds.download(cache_folder())
-        root = Path(self.root).expanduser()
+        root = expand(self.root)
         if not root.is_dir():
             raise DataError(
                 f'{root}: there is no such folder. Name one, or "birdlets" for the drawn data set, '

@@ -66,13 +66,19 @@ def paired_interval(a: Sequence[float], b: Sequence[float], confidence: float = 
     """The mean of `a - b`, run by run with the same seed, and its Student t interval.
 
     Raises:
-        ValueError: fewer than two pairs, or lists of different length.
+        ValueError: fewer than two pairs, lists of different length, or numbers that are not finite.
     """
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(
             f"{len(a)} and {len(b)} runs: a paired interval needs two pairs at least, seed by seed"
         )
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}: give a number between 0 and 1, like 0.95")
     difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    if not np.isfinite(difference).all():
+        raise ValueError(
+            f"the difference of pair {np.argmin(np.isfinite(difference))}, from 0, is not finite"
+        )
     mean, spread = difference.mean(), difference.std(ddof=1) / np.sqrt(len(difference))
     reach = float(student_t.ppf((1 + confidence) / 2, len(difference) - 1)) * spread
     return Interval(float(mean), float(mean - reach), float(mean + reach), len(difference))
@@ -92,13 +98,19 @@ def groups(likeness: np.ndarray, counts: Sequence[int] | np.ndarray) -> np.ndarr
         The group of each thing, counted from 0, (N, n) int64.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, a number of groups that there cannot be, or a likeness that is
+            not finite.
     """
     likeness, counts = np.asarray(likeness, dtype=float), np.asarray(counts)
     if likeness.ndim != 3 or likeness.shape[1] != likeness.shape[2] or counts.shape != likeness.shape[:1]:
         raise ValueError(
             f"groups: likeness {likeness.shape} and counts {counts.shape}: expected (N, n, n) and (N,)"
         )
+    most = likeness.shape[1]
+    if not ((counts >= 1) & (counts <= most)).all():
+        raise ValueError(f"groups: counts are {counts.tolist()}: {most} things make 1 to {most} groups")
+    if not np.isfinite(likeness).all():
+        raise ValueError("groups: a likeness is not finite")
     apart = np.clip(1 - likeness, 0, None)  # a cosine may round to more than 1
     trees = (linkage(squareform(matrix, checks=False), "average") for matrix in apart)
     cut = [fcluster(tree, count, "maxclust") for tree, count in zip(trees, counts, strict=True)]

@@ -11,13 +11,13 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
-import zlib
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 from tqdm import tqdm
 
+from icd.files import make_folder
 from icd.photos import DataError
 
 # A leading separator or drive, or "..", in the spelling of any system.
@@ -48,7 +48,7 @@ def fetch(url: str, file: Path, md5: str, progress: bool = True) -> None:
     the server can. Raises `DataError`, saying what to do by hand where the network fails.
     """
     partial = file.with_name(f"{file.name}.part")
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     with FileLock(file.with_name(f".{file.name}.lock")):  # two processes would write into each other's part
         if file.exists():
             return
@@ -97,7 +97,7 @@ def unpack(archive: Path, folder: Path, holding: str, progress: bool = True) -> 
     Raises `DataError` if the archive is damaged, holds links, devices or paths that lead out of it,
     or lacks the file `holding` in that folder.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     # The filter came to Python 3.10 late; what is checked below is safe without one.
     options: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {"set_attrs": False}
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
@@ -113,8 +113,13 @@ def unpack(archive: Path, folder: Path, holding: str, progress: bool = True) -> 
                     tar.extract(member, scratch, **options)
                 while tar.fileobj and tar.fileobj.read(1 << 20):
                     pass  # to the very end, where gzip keeps its checksum
-        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-            raise DataError(f"{archive}: the archive does not unpack ({error})") from error
+        except DataError:
+            raise
+        except (
+            Exception
+        ) as error:  # a damaged one raises anything: tarfile, gzip, bz2 and lzma have their own
+            reason = str(error).partition("\n")[0].rstrip(":")
+            raise DataError(f"{archive}: the archive does not unpack ({reason})") from error
         if not Path(scratch, folder.name, holding).is_file():
             raise DataError(f"{archive}: the archive holds no {folder.name}/{holding}")
         try:

@@ -23,6 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from PIL import Image
 
+from icd.checks import nearest
+
 PAPER = "#fdfcf8"
 INK = "#1b1d21"
 
@@ -93,9 +95,18 @@ def use_style() -> None:
         set_matplotlib_formats("svg", metadata={"Date": None})
 
 
+def colour(name: str) -> str:
+    """The colour of a method, teacher or student. Raises ValueError for a name that has none."""
+    if name not in PALETTE:
+        raise ValueError(
+            f'"{name}" has no colour:{nearest(name, list(PALETTE))} There are {", ".join(PALETTE)}'
+        )
+    return PALETTE[name]
+
+
 def line_style(name: str) -> dict[str, Any]:
     """Keyword arguments for `Axes.plot` that say which method, teacher or student a line is."""
-    return {"color": PALETTE[name], "linestyle": _DASHES.get(name.rpartition("-")[2], "-"), "label": name}
+    return {"color": colour(name), "linestyle": _DASHES.get(name.rpartition("-")[2], "-"), "label": name}
 
 
 def contact_sheet(
@@ -114,6 +125,8 @@ def contact_sheet(
         raise ValueError(f"{len(pictures)} images and {len(labels)} labels")
     if not pictures:
         raise ValueError("a contact sheet of no images")
+    if columns < 1:
+        raise ValueError(f"a contact sheet of {columns} columns: give 1 or more")
     columns = min(columns, len(pictures))
     rows = math.ceil(len(pictures) / columns)
     height = size + (0.25 if labels is not None else 0)
@@ -153,13 +166,16 @@ def flipbook(
         max_bytes: of the whole slider. Frames are stored without loss where that fits, else with little loss.
 
     Raises:
-        ValueError: no frames, labels or texts that are not one for each frame, frames that do not fit.
+        ValueError: no frames, labels or texts that are not one for each frame, a frame that is no picture,
+            frames that do not fit.
     """
     texts = [f"{alt} ({name}: {label})" for label in labels] if isinstance(alt, str) else list(alt)
     if not 0 < len(frames) == len(labels) == len(texts):
         raise ValueError(f"{len(frames)} frames, {len(labels)} labels, {len(texts)} alternative texts")
     if not all(text.strip() for text in ([alt] if isinstance(alt, str) else alt)):
         raise ValueError("alt must say what is seen")
+    if not 0 <= start < len(frames):
+        raise ValueError(f"start is {start}: {len(frames)} frames are counted from 0 to {len(frames) - 1}")
     pictures = [_frame(frame, dpi) for frame in frames]
     width = round(pictures[0].width * 96 / dpi) if isinstance(frames[0], Figure) else pictures[0].width
     images = "".join(
@@ -202,8 +218,10 @@ def _picture(image: Any) -> np.ndarray:
         array = np.moveaxis(array, 0, -1)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    if array.ndim not in (2, 3):
+    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)):
         raise ValueError(f"an image has shape (H, W), (H, W, 3) or (3, H, W), not {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError("an image holds numbers that are not finite")
     return array
 
 

@@ -22,6 +22,8 @@ from icd.checks import (
     check_same_classes,
     check_scales,
     check_shape,
+    check_target,
+    check_weights,
 )
 from icd.numerics import constants, cosines, divergence, full_precision, leave_out, log_softmax, temper
 
@@ -85,10 +87,12 @@ def dkd_loss(
         A scalar, or (B,) with `reduction="none"`.
 
     Raises:
-        ValueError: shapes that differ, fewer than two classes, a temperature that is not positive.
+        ValueError: shapes that differ, fewer than two classes, a temperature that is not positive, a
+            negative weight.
     """
     check_logits("dkd_loss", student, teacher, target)
     check_positive("temperature", temperature)
+    check_weights(alpha=alpha, beta=beta)
     with full_precision(student, teacher) as (student, teacher):
         label = _one_hot(target, student.shape[1])
         tckd = divergence(
@@ -127,10 +131,12 @@ def nkd_loss(
         A scalar, or (B,) with `reduction="none"`. A cross-entropy: not zero where both agree.
 
     Raises:
-        ValueError: shapes that differ, fewer than two classes, a temperature that is not positive.
+        ValueError: shapes that differ, fewer than two classes, a temperature that is not positive, a
+            negative weight.
     """
     check_logits("nkd_loss", student, teacher, target)
     check_positive("temperature", temperature)
+    check_weights(gamma=gamma)
     with full_precision(student, teacher) as (student, teacher):
         y = target[:, None]
         sure = log_softmax(teacher).gather(1, y).exp() * log_softmax(student).gather(1, y)
@@ -173,7 +179,8 @@ def scale_decoupled_loss(
     check_regions("scale_decoupled_loss", student_local, teacher_local)
     check_same_classes("scale_decoupled_loss", student_local.shape[2], teacher_local.shape[2])
     images, regions, classes = student_local.shape
-    check_shape("scale_decoupled_loss", "target", target, (images,))
+    check_target("scale_decoupled_loss", target, images)
+    check_weights(complementary=complementary)
     if teacher_logits is not None:
         check_shape("scale_decoupled_loss", "teacher_logits", teacher_logits, (images, classes))
     whole = teacher_local[:, 0] if teacher_logits is None else teacher_logits

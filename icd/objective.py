@@ -68,7 +68,17 @@ class Objective:
     terms: tuple[Term, ...]
 
     def __post_init__(self) -> None:
+        given: tuple[object, ...] = self.terms
+        for term in given:
+            if not isinstance(term, Term):
+                said = getattr(term, "__name__", repr(term))
+                raise TypeError(
+                    f"{said} is no term of an objective: give a sum of terms, like "
+                    "0.1 * cross_entropy() + 0.9 * whole_image(kd_loss), or one of METHODS"
+                )
         names = [term.name for term in self.terms]
+        if not names:
+            raise ValueError("an objective of no terms: give one or more")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(
@@ -190,6 +200,8 @@ def _regions(student: Scores, teacher: Scores, *how: Any) -> tuple[Tensor, Tenso
 
 def _check_names(arguments: dict[str, Any], *losses: Callable) -> None:
     """Raise for an argument that none of the losses takes: now, not at the first step."""
+    if not hasattr(losses[-1], "__name__"):
+        raise TypeError("a term is named after its loss: give a function and then its arguments")
     known = [
         name
         for loss in losses

@@ -11,11 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
+
+from icd.checks import nearest
 
 Crop = Literal["image", "box"]
 Resize = Literal["squash", "shorter"]
+MOST_PIXELS = 16_384  # a side; a larger one is a slip of the keyboard, and would fill the memory
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -45,14 +48,12 @@ class Photos:
     part_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise DataError(f"size is {self.size}: an image needs at least one pixel a side")
-        if self.crop not in ("image", "box"):
-            raise DataError(f'crop is {self.crop!r}: choose "image" or "box"')
-        if self.resize not in ("squash", "shorter"):
-            raise DataError(f'resize is {self.resize!r}: choose "squash" or "shorter"')
-        if not 0 <= self.margin <= 10:
-            raise DataError(f"margin is {self.margin}: give a share of the box between 0 and 10")
+        check_cut(self.size, self.crop, self.margin, self.resize)
+        if len(self.labels) != len(self.paths):
+            raise DataError(f"{len(self.paths)} paths and {len(self.labels)} labels: give one for each")
+        labels, classes = np.asarray(self.labels), len(self.classes)
+        if (astray := (labels < 0) | (labels >= classes)).any():
+            raise DataError(f"a label is {labels[astray][0]}: the {classes} classes are counted from 0")
         if self.crop == "box" and self.boxes is None:
             raise DataError('crop="box" needs boxes, and this data set has none: use crop="image"')
 
@@ -85,6 +86,10 @@ class Photos:
             raise
         except FileNotFoundError:
             raise DataError(f"{path}: there is no such image") from None
+        except IsADirectoryError:
+            raise DataError(f"{path}: this is a folder; name an image in it") from None
+        except UnidentifiedImageError:
+            raise DataError(f"{path}: the image does not decode (it is in no format that is known)") from None
         except Exception as broken:  # each decoder has its own: OSError, SyntaxError, struct.error, ...
             raise DataError(f"{path}: the image does not decode ({broken})") from broken
         return np.array(square), notes
@@ -181,6 +186,26 @@ class Photos:
         return digest.hexdigest()[:24]
 
 
+def check_split(split: str) -> None:
+    known = ("train", "fit", "validation", "test")
+    if split not in known:
+        raise DataError(f'there is no split "{split}":{nearest(split, known)} There are {", ".join(known)}')
+
+
+def check_cut(size: int, crop: Crop, margin: float, resize: Resize) -> None:
+    """Raise for a way of cutting a photograph that means nothing."""
+    if size < 1:
+        raise DataError(f"size is {size}: an image needs at least one pixel a side")
+    if size > MOST_PIXELS:
+        raise DataError(f"size is {size}: give {MOST_PIXELS} pixels a side at most")
+    if crop not in ("image", "box"):
+        raise DataError(f'crop is {crop!r}: choose "image" or "box"')
+    if resize not in ("squash", "shorter"):
+        raise DataError(f'resize is {resize!r}: choose "squash" or "shorter"')
+    if not 0 <= margin <= 10:
+        raise DataError(f"margin is {margin}: give a share of the box between 0 and 10")
+
+
 def held_out(labels: np.ndarray, classes: Sequence[str], share: float, seed: int) -> np.ndarray:
     """Which images to hold out, (N,) bool: about `share` of each class, at least one, drawn by `seed`."""
     if not 0 < share < 1:
@@ -196,6 +221,8 @@ def held_out(labels: np.ndarray, classes: Sequence[str], share: float, seed: int
 
 def _shuffled_classes(labels: np.ndarray, seed: int) -> list[np.ndarray]:
     """The images of each class that has any, in a random order."""
+    if seed < 0:
+        raise DataError(f"the seed is {seed}: give 0 or more")
     generator = np.random.default_rng(seed)
     return [generator.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
 
@@ -210,6 +237,8 @@ def class_folders(
     folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
     if not folders:
         raise DataError(f"{root}: expected one folder of photographs for each class, and found no folder")
+    if classes is not None and not isinstance(classes, int):
+        raise DataError(f"classes is {classes!r}: give how many, {root} has {len(folders)}")
     if classes is not None and not 1 <= classes <= len(folders):
         raise DataError(f"classes is {classes}: {root} has {len(folders)}")
     folders = folders[:classes]

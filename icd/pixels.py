@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +24,7 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
-from icd.files import atomic_file, cache_folder, write_atomically
+from icd.files import atomic_file, cache_folder, make_folder, write_atomically
 from icd.numerics import constants
 from icd.photos import DataError, Photos
 
@@ -49,6 +51,17 @@ class Pixels:
     mean: Channels = MEAN  # what networks see is centred by these and scaled by those, in [0, 1]
     std: Channels = STD
     border: int = 0  # how many pixels on each side are black and no part of the image
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.images.shape)
+        if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
+            raise DataError(f"images are {self.images.dtype}, {shape}: give torch.uint8, (N, S, S, 3)")
+        if len(self.labels) != len(self.images):
+            raise DataError(f"{len(self.images)} images and {len(self.labels)} labels: give one for each")
+        if not 1 <= self.size <= shape[1]:
+            raise DataError(
+                f"size is {self.size}: squares of 1 to {shape[1]} pixels can be cut from these images"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -206,24 +219,44 @@ def load(photos: Photos, *, folder: Path | None = None, progress: bool = True) -
     folder = folder or cache_folder() / "pixels"
     key = stored.fingerprint()
     path, notes = folder / f"{key}.npy", folder / f"{key}.json"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with FileLock(folder / f"{key}.lock"):  # a second process waits, then finds the work done
-        if not (path.exists() and notes.exists()):
+        opened = _open(path, notes)
+        if opened is None:
             write_atomically(notes, json.dumps(_decode(stored, path, progress)))
+            opened = _open(path, notes)
+    if opened is None:
+        raise DataError(f"{path}: the images were written and cannot be read again: is the disk sound?")
     return Pixels(
-        images=torch.from_numpy(np.load(path, mmap_mode="c")),  # copy-on-write: torch wants it writable
+        images=torch.from_numpy(opened[0]),
         labels=torch.from_numpy(np.asarray(photos.labels, dtype=np.int64)),
         classes=photos.classes,
         size=photos.size,
-        mended=json.loads(notes.read_text()),
+        mended=opened[1],
         fingerprint=key,
     )
+
+
+def _open(path: Path, notes: Path) -> tuple[np.ndarray, dict[str, int]] | None:
+    """Images that were decoded before and what was mended, or None where they are not there, or damaged."""
+    try:
+        # Copy-on-write: torch wants it writable.
+        return np.load(path, mmap_mode="c", allow_pickle=False), json.loads(notes.read_bytes())
+    except (OSError, ValueError, EOFError):
+        return None
 
 
 def _decode(photos: Photos, path: Path, progress: bool) -> dict[str, int]:
     """Write all photographs to `path` (N, S, S, 3); returns what was mended how often."""
     mended: Counter[str] = Counter()
     shape = (len(photos), photos.size, photos.size, 3)
+    need, free = math.prod(shape) / 1e9, shutil.disk_usage(path.parent).free / 1e9
+    if need > free:
+        raise DataError(
+            f"{len(photos)} images of {photos.size} x {photos.size} pixels take {need:.1f} GB, and "
+            f"{path.parent} has {free:.1f} GB free: choose a smaller size, or another folder by the "
+            "environment variable ICD_CACHE"
+        )
     bar = tqdm(total=len(photos), desc="decoding", unit="image", delay=1, disable=not progress, leave=False)
     with atomic_file(path) as file, ThreadPoolExecutor(os.cpu_count()) as pool, bar:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})

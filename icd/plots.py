@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from icd.evidence import Interval
-from icd.figures import INK, PALETTE
+from icd.figures import INK, PALETTE, colour
 
 
 def term_curves(history: Sequence[Mapping[str, Any]], terms: Sequence[str]) -> Figure:
@@ -26,6 +26,9 @@ def term_curves(history: Sequence[Mapping[str, Any]], terms: Sequence[str]) -> F
     """
     figure, axis = plt.subplots()
     epochs = [row["epoch"] for row in history]
+    for term in terms:
+        if lacking := [row["epoch"] for row in history if term not in row]:
+            raise ValueError(f'the log of epoch {lacking[0]} has no term "{term}"')
     for term, dash in zip(terms, ("-", "--", ":", "-.") * len(terms), strict=False):
         axis.plot(epochs, [row[term] for row in history], dash, label=term.replace("_", " "))
     axis.set(xlabel="epoch", ylabel="weighted loss", yscale="log")
@@ -38,8 +41,8 @@ def seeds_and_means(scores: Mapping[str, Sequence[float]], xlabel: str) -> Figur
     """A dot for each run, a bar at the mean of each method; methods from top to bottom."""
     figure, axis = plt.subplots(figsize=(6.8, 0.6 + 0.5 * len(scores)))
     for row, (name, values) in enumerate(scores.items()):
-        axis.plot(values, np.full(len(values), row), "o", color=PALETTE[name], alpha=0.55, markersize=7)
-        axis.plot([np.mean(values)] * 2, [row - 0.28, row + 0.28], color=PALETTE[name], linewidth=3)
+        axis.plot(values, np.full(len(values), row), "o", color=colour(name), alpha=0.55, markersize=7)
+        axis.plot([np.mean(values)] * 2, [row - 0.28, row + 0.28], color=colour(name), linewidth=3)
     _name_rows(axis, list(scores), xlabel)
     return figure
 
@@ -49,9 +52,9 @@ def forest(intervals: Mapping[str, Interval], xlabel: str) -> Figure:
     figure, axis = plt.subplots(figsize=(6.8, 0.6 + 0.5 * len(intervals)))
     axis.axvline(0, color=INK, linewidth=1)
     for row, (name, (mean, low, high, _)) in enumerate(intervals.items()):
-        colour = PALETTE.get(name.split()[0], INK)
-        axis.plot([low, high], [row, row], color=colour)
-        axis.plot(mean, row, "o", color=colour, markersize=8)
+        shade = PALETTE.get(name.split()[0], INK)
+        axis.plot([low, high], [row, row], color=shade)
+        axis.plot(mean, row, "o", color=shade, markersize=8)
     _name_rows(axis, list(intervals), xlabel)
     return figure
 

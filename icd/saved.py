@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -13,9 +13,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from icd.files import write_atomically
-from icd.photos import Photos, Resize
+from icd.photos import MOST_PIXELS, Photos, Resize
 from icd.pixels import MEAN, STD, Channels, normalise, stored_size
 from icd.zoo import ModelError, network
+from icd.zoo.published import fill
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Card:
         whole: pixels a side to which a picture is resized before its middle is cut out; by default as many
             as `icd.pixels.load` keeps.
         note: how it was trained.
+
+    Raises ValueError for what cannot be.
     """
 
     network: str
@@ -41,6 +44,22 @@ class Card:
     std: Channels = STD
     note: str = ""
     whole: int | None = None
+
+    def __post_init__(self) -> None:
+        names, whole = self.classes, self.size if self.whole is None else self.whole
+        fits = {
+            "network": isinstance(self.network, str),
+            "classes": isinstance(names, tuple) and len(names) > 0 and all(isinstance(n, str) for n in names),
+            "size": isinstance(self.size, int) and 1 <= self.size <= MOST_PIXELS,
+            "resize": self.resize in ("squash", "shorter"),
+            "mean": len(self.mean) == 3 and all(map(math.isfinite, self.mean)),
+            "std": len(self.std) == 3 and all(0 < spread < math.inf for spread in self.std),
+            "note": isinstance(self.note, str),
+            "whole": isinstance(whole, int) and self.size <= whole <= MOST_PIXELS,
+        }
+        for name, well in fits.items():
+            if not well:
+                raise ValueError(f"its {name} cannot be {getattr(self, name)!r}")
 
 
 def save_model(path: str | Path, model: nn.Module, card: Card, half: bool = False) -> None:
@@ -72,9 +91,11 @@ def load_model(path: str | Path) -> tuple[nn.Module, Card]:
         raise ModelError(f"{path} is not a safetensors file, or it is damaged ({error})") from error
     try:
         model = network(card.network, len(card.classes), card.size)
-        model.load_state_dict(weights)
-    except (ValueError, RuntimeError) as error:
-        raise ModelError(f"{path}: the weights do not fit the network {card.network}: {error}") from error
+    except ValueError as error:
+        raise ModelError(f"{path}: {error}") from error
+    told = fill(model, weights, card.network, path)
+    if told != len(card.classes):
+        raise ModelError(f"{path} tells {told} classes apart, and its card names {len(card.classes)}")
     return model.eval(), card
 
 
@@ -82,13 +103,13 @@ def _read_card(path: Path, text: str | None) -> Card:
     if text is None:
         raise ModelError(f"{path} holds weights and no card: it was not saved by icd")
     try:
-        card = Card(**json.loads(text))
-        mean, std = ((float(r), float(g), float(b)) for r, g, b in (card.mean, card.std))
-        if not all(0 < spread < math.inf for spread in std) or not all(map(math.isfinite, mean)):
-            raise ValueError(f"pixels cannot be centred by {mean} and scaled by {std}")
-    except (TypeError, ValueError) as error:
+        said = json.loads(text)
+        if not isinstance(said, dict):
+            raise TypeError("it holds no names and values")
+        lists = {name: tuple(value) for name, value in said.items() if isinstance(value, list)}
+        return Card(**{**said, **lists})
+    except (TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: its card cannot be read ({error})") from error
-    return replace(card, classes=tuple(card.classes), mean=mean, std=std)
 
 
 def picture(path: str | Path, card: Card) -> Tensor:
@@ -116,6 +137,8 @@ def picture(path: str | Path, card: Card) -> Tensor:
 @torch.no_grad()
 def name_bird(model: nn.Module, card: Card, path: str | Path, top: int = 5) -> list[tuple[str, float]]:
     """The most likely classes of a picture with their probabilities, the likeliest first."""
+    if top < 1:
+        raise ValueError(f"top is {top}: give 1 or more")
     device = next(model.parameters()).device
     chances = model(picture(path, card).to(device)).float().softmax(1)[0].cpu()
     best = chances.topk(min(top, len(card.classes)))

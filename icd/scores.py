@@ -36,7 +36,7 @@ class Scores(_Fields):
         Computed once however many terms of an objective ask for it.
         """
         memo: dict = self.__dict__.setdefault("_local", {})
-        key = (tuple(scales), pooling, repeat)
+        key = (check_scales(scales), pooling, repeat)
         if key not in memo:
             if isinstance(self.head, nn.Linear):
                 memo[key] = local_logits(self.features, self.head.weight, self.head.bias, *key)
@@ -57,8 +57,12 @@ def score(model: nn.Module, images: Tensor) -> Scores:
     `model` has a linear `head` over the average of its last map, and `maps(images)` that
     returns that map (B, D, h, w) and the tuple of its stages' maps: every network of
     `icd.zoo` does. Or it has a method `score(images)` of its own, as `icd.adapt` gives it.
-    Raises TypeError for a module that has neither.
+    Raises TypeError for a module that has neither, ValueError for what is no batch of images.
     """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images have shape {tuple(images.shape)}: expected (B, 3, H, W)")
+    if not images.is_floating_point():
+        raise ValueError(f"images hold {images.dtype}: hand them to icd.pixels.normalise first")
     own = getattr(type(model), "score", None)
     if own is not None:
         return own(model, images)
@@ -121,6 +125,10 @@ def local_logits(
     if weight is not None and (weight.ndim != 2 or weight.shape[1] != channels):
         raise ValueError(
             f"the head's weight has shape {tuple(weight.shape)}: expected (C, {channels}), as the map"
+        )
+    if weight is not None and bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"the head's bias has shape {tuple(bias.shape)}: expected ({len(weight)},), as its weight"
         )
     scales = check_scales(scales)
     check_choice("pooling", pooling, ("adaptive", "area"))

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from icd.budget import memory_needed, memory_to_spare, time_left
-from icd.checkpoint import Checkpoint, NonFiniteLoss, RunError, stop_politely
+from icd.checkpoint import Checkpoint, NonFiniteLoss, RunError, check_run, stop_politely
+from icd.checks import check_recipe
 from icd.evidence import accuracy
 from icd.objective import Objective, Term
 from icd.pixels import Pixels
@@ -71,16 +72,7 @@ class Recipe:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "clip", "pieces"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"the recipe's {name} is {getattr(self, name)}: give a positive number")
-        for name, limit in (("momentum", 1.0), ("weight_decay", math.inf), ("seed", math.inf)):
-            if not 0 <= getattr(self, name) < limit:
-                raise ValueError(
-                    f"the recipe's {name} is {getattr(self, name)}: give 0 or more, and less than {limit:g}"
-                )
-        if self.schedule not in ("steps", "one-cycle"):
-            raise ValueError(f'the recipe\'s schedule is {self.schedule!r}: choose "steps" or "one-cycle"')
+        check_recipe(vars(self))
 
     def rate(self, progress: float) -> float:
         """The learning rate when a share `progress` of the run, in [0, 1), is done."""
@@ -182,7 +174,7 @@ def fit(
 
     `options` (teacher, validation, folder, ...) and errors are those of `fit_together`.
     """
-    learner = Learner(student, Objective((objective,)) if isinstance(objective, Term) else objective)
+    learner = Learner(student, objective if isinstance(objective, Objective) else Objective((objective,)))
     fit_together([learner], data, recipe, **options)
     return learner.history
 
@@ -218,16 +210,14 @@ def fit_together(
         progress: show a bar with the terms, images a second and the time left.
 
     Raises:
-        RunError: the folder holds a run with other settings, there is no teacher where one is needed, a
-            batch cannot be shared equally by the processes, or one of them ended and stops the others.
+        RunError: the folder holds a run with other settings or cannot be made, there is no teacher where one
+            is needed, a student knows fewer classes than the images have, two have one name, a batch cannot
+            be shared equally by the processes, or one of them ended and stops the others.
         NonFiniteLoss: with epoch, step and term; the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, to any process, once a checkpoint of that very step is
             written.
     """
-    if teacher is None and any(learner.objective.needs_teacher for learner in learners):
-        raise RunError(
-            "the objective compares with a teacher and none was given: hand one over with teacher="
-        )
+    check_run(learners, data, validation, teacher)
     accelerator = make_accelerator(recipe.precision, patience_seconds)
     device, steps, size = accelerator.device, data.steps(recipe.batch_size), recipe.batch_size
     mine = share(min(size, len(data)))

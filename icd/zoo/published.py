@@ -36,9 +36,9 @@ def load_published(name: str, path: str | Path, classes: int = 100, image_size: 
         ValueError: no network of this name.
     """
     model = network(name, classes, image_size)
-    weights = _read(path)
-    _check(path, weights, name, model)
-    model.load_state_dict(weights)
+    told = fill(model, _read(path), name, path)
+    if told != classes:
+        raise ModelError(f"{path} tells {told} classes apart, not {classes}: give classes={told}")
     return model.eval()
 
 
@@ -67,13 +67,30 @@ def _read(path: str | Path) -> dict[str, Tensor]:
     return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
-def _check(path: str | Path, weights: dict[str, Tensor], name: str, model: Network) -> None:
+def fill(model: Network, weights: dict[str, Tensor], name: str, path: str | Path) -> int:
+    """Give a network `name` of the zoo the weights that were read from `path`.
+
+    Returns for how many classes they are; where the network has another number, it is left as it was.
+
+    Raises:
+        ModelError: they are not finite numbers, or those of another network.
+    """
+    for key, value in weights.items():
+        plain = value.layout is torch.strided and not (value.is_complex() or value.is_quantized)
+        if not plain or value.is_meta or not value.float().isfinite().all():
+            raise ModelError(f"{path}: its {key} holds something else than finite numbers")
     there, here, head = _shapes(weights), _shapes(model.state_dict()), _head(model)
-    if _same(there, here, head):
-        told, asked = there[head][0], here[head][0]
-        if told != asked:
-            raise ModelError(f"{path} tells {told} classes apart, not {asked}: give classes={told}")
-        return
+    if not _same(there, here, head):
+        raise ModelError(f"{path} does not fit {name}: {_difference(there, here)}")
+    if there[head] == here[head]:
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:  # a counter of batches without its norm, or with a shape
+            raise ModelError(f"{path} does not fit {name}: its counters of batches are others") from error
+    return there[head][0]
+
+
+def _difference(there: Shapes, here: Shapes) -> str:
     missing, unexpected = [k for k in here if k not in there], [k for k in there if k not in here]
     if missing:
         what = f"it has no {missing[0]}"
@@ -83,7 +100,7 @@ def _check(path: str | Path, weights: dict[str, Tensor], name: str, model: Netwo
         other = next(k for k in here if here[k] != there[k])
         what = f"its {other} has shape {there[other]}, and the network's {here[other]}"
     fits = _fitting(there)
-    raise ModelError(f"{path} does not fit {name}: {what}{f'. It fits {fits}' if fits else ''}")
+    return f"{what}. It fits {fits}" if fits else what
 
 
 def _shapes(weights: dict[str, Tensor]) -> Shapes:

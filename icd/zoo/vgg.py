@@ -24,6 +24,8 @@ class VGG(Network):
 
     def __init__(self, classes: int, image_size: int = 32, *, convolutions: int):
         super().__init__()
+        if image_size < 8:
+            raise ValueError(f"VGG halves an image three times: {image_size} pixels a side are less than 8")
         self.halved = (1, 2, 3, 4) if image_size == 64 else (1, 2, 3)
         for i, width in enumerate(WIDTHS):
             width_in, layers = WIDTHS[i - 1] if i else 3, list[nn.Module]()
