@@ -1,330 +1,28 @@
-"""The command line: `python -m icd --help`. Each command is a function; its options are the function's."""
+"""The command line: `python -m icd --help`. What a command does stands in `icd.commands`."""
 
 from __future__ import annotations
 
 import io
 import json
-import statistics
 import sys
-import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 import yaml
 from jsonargparse import auto_cli, capture_parser
-from torch import nn
 
-from icd import birdlets
-from icd import compare as comparison
 from icd.checkpoint import NonFiniteLoss, RunError, flat
+from icd.commands import COMMANDS, read_settings
 from icd.datasets import DataSet
-from icd.evidence import accuracy
 from icd.files import write_atomically
-from icd.objective import METHODS, Objective
 from icd.photos import DataError
-from icd.pixels import Pixels
 from icd.processes import is_main
-from icd.recipes import published_run, published_runs
-from icd.saved import Card, ModelError, load_model, name_bird, save_model
-from icd.spelling import named
-from icd.training import Recipe, fit
-from icd.zoo import NETWORKS, load_published, network
+from icd.recipes import published_run
+from icd.saved import ModelError
+from icd.training import Recipe
 
 PROMISED = (DataError, ModelError, RunError, NonFiniteLoss, ValueError, OSError)
-
-
-def teach(
-    folder: str,
-    network: str = "resnet18-32",
-    data: DataSet = DataSet(),
-    recipe: Recipe = Recipe(),
-    images: Literal["fit", "train"] = "fit",
-    checkpoint_seconds: float = 60.0,
-) -> None:
-    """Train a network on labels alone: a teacher, or a student without one.
-
-    Args:
-        folder: where the run lies: its settings, log, checkpoint and model. Give the same command again and
-            a run that was stopped goes on.
-        network: one of the networks that `python -m icd networks` lists.
-        data: which images.
-        recipe: how it is trained.
-        images: "fit" keeps the validation images out; "train" learns from all training images.
-        checkpoint_seconds: what a killed run may lose, at most. Folders that keep what was replaced, as
-            Google Drive does in its bin, are spared by 600.
-    """
-    note = "trained on labels alone"
-    _train(folder, network, METHODS["alone"], data, recipe, images, None, note, checkpoint_seconds)
-
-
-def distil(
-    teacher: str,
-    folder: str,
-    method: str = "iCD-KD",
-    network: str = "resnet10-16",
-    data: DataSet = DataSet(),
-    recipe: Recipe = Recipe(),
-    images: Literal["fit", "train"] = "fit",
-    teacher_network: str | None = None,
-    checkpoint_seconds: float = 60.0,
-) -> None:
-    """Train a student from a teacher.
-
-    --recipe NAME, with a name that `python -m icd recipes` lists, stands for all settings of a published
-    run, teacher runs/TEACHER and folder runs/NAME included; options beside it change single ones.
-
-    Args:
-        teacher: the folder of a finished `teach`, or its model.safetensors; or weights that others share, as
-            torch.save wrote them.
-        folder: where the run lies: its settings, log, checkpoint and model. Give the same command again and
-            a run that was stopped goes on.
-        method: one of the methods that `python -m icd methods` lists, or an expression as it prints them.
-        network: one of the networks that `python -m icd networks` lists.
-        data: which images.
-        recipe: how it is trained.
-        images: "fit" keeps the validation images out; "train" learns from all training images.
-        teacher_network: whose weights others share: a name that `python -m icd networks` lists.
-        checkpoint_seconds: what a killed run may lose, at most. Folders that keep what was replaced, as
-            Google Drive does in its bin, are spared by 600.
-    """
-    objective, note = named(method), f"{method}, taught by {teacher}"
-    master = _load_teacher(teacher, teacher_network, data)
-    _train(folder, network, objective, data, recipe, images, master, note, checkpoint_seconds)
-
-
-def compare(
-    teacher: str,
-    folder: str,
-    methods: str = "alone,KD,SD-KD,iCD-KD",
-    seeds: int = 5,
-    network: str = "resnet10-16",
-    data: DataSet = DataSet(),
-    recipe: Recipe = Recipe(),
-    split: Literal["validation", "test"] = "validation",
-) -> None:
-    """Compare methods over seeds: a table of runs, and the differences with their intervals.
-
-    Students of a seed start alike and see the same batches. Give the same command again and what was
-    stopped goes on; with more methods or seeds, only what is missing runs.
-
-    Args:
-        teacher: the folder of a finished `teach`, or its model.safetensors.
-        folder: for results.csv and the runs.
-        methods: names that `python -m icd methods` lists, with commas between them.
-        seeds: how many: 0, 1, ... of them.
-        network: of the students, one that `python -m icd networks` lists.
-        data: which images.
-        recipe: how all students are trained.
-        split: what accuracy is measured on. "validation" to choose settings, learning from the other
-            training images; "test" once, when they are chosen, learning from all of them.
-    """
-    master, _ = load_model(teacher)
-    train = _load(data, "fit" if split == "validation" else "train")
-    names = [name.strip() for name in methods.split(",")]
-    rows = comparison.compare(names, range(seeds), network, train, _load(data, split), recipe, master, folder)
-    for name in names:
-        scores = [100 * row.accuracy for row in rows if row.method == name]
-        mean = statistics.mean(scores)
-        print(f"{name:10} {mean:6.2f} % of {rows[0].images} {split} images ({len(scores)} seeds)")
-    for baseline in ("alone", "KD"):
-        for name, interval in comparison.differences(rows, baseline).items():
-            print(f"{name:10} against {baseline:6} {interval}")
-
-
-def evaluate(
-    run: str, split: Literal["validation", "test", "train"] = "test", data: DataSet | None = None
-) -> None:
-    """Measure a trained network: the share of images that it names right.
-
-    Args:
-        run: the folder of a finished run.
-        split: "validation" for choosing settings, "test" once, at the end.
-        data: which images; those of the run by default.
-    """
-    model, card = load_model(run)
-    if data is None:
-        data = _data_of(Path(run))
-    pixels = _load(data, split)
-    if pixels.classes != card.classes:
-        here, there = (f"{len(names)} ({names[0]}, ...)" for names in (pixels.classes, card.classes))
-        raise RunError(f"{run} knows other classes, {there}, than the data set has, {here}: give --data.root")
-    share = accuracy(model, pixels)
-    error = (share * (1 - share) / len(pixels)) ** 0.5
-    print(f"{100 * share:.2f} % of {len(pixels)} {split} images (standard error {100 * error:.2f})")
-
-
-def predict(run: str, picture: str, top: int = 5) -> None:
-    """Name the bird in any picture.
-
-    Args:
-        run: the folder of a finished run, or its model.safetensors.
-        picture: an image file.
-        top: how many names to print, the likeliest first.
-    """
-    model, card = load_model(run)
-    for name, chance in name_bird(model, card, picture, top):
-        print(f"{100 * chance:5.1f} %  {name}")
-
-
-def pack(run: str, file: str, note: str = "") -> None:
-    """Write a trained network in half the space, 16 bits a weight, to hand on.
-
-    Args:
-        run: the folder of a finished run, or its model.safetensors.
-        file: where to, a name that ends in .safetensors.
-        note: what its card shall say; what it says now by default.
-    """
-    if not file.endswith(".safetensors"):
-        raise RunError(f"{file}: give a name that ends in .safetensors")
-    model, card = load_model(run)
-    save_model(file, model, replace(card, note=note or card.note), half=True)
-    print(f"{file}: {Path(file).stat().st_size / 1e6:.1f} MB")
-
-
-def draw(
-    folder: str,
-    species: int = 30,
-    families: int = 6,
-    train: int = 30,
-    test: int = 30,
-    size: int = 64,
-    seed: int = 1,
-) -> None:
-    """Draw the Birdlets, the embedded data set, in the layout of CUB-200-2011.
-
-    Args:
-        folder: where.
-        species: how many, spread over the families.
-        families: how many; species of one differ in small parts.
-        train: training images of each species.
-        test: test images of each species.
-        size: pixels a side.
-        seed: of every pose, light and background; 0 is the set on which the difficulty was set.
-    """
-    print(birdlets.draw(folder, species, families, train, test, size, seed))
-
-
-def methods() -> None:
-    """List the methods: the name, and the objective that it stands for."""
-    for name, objective in METHODS.items():
-        print(f"{name:10} {objective}")
-
-
-def recipes(name: str = "") -> None:
-    """List the recipes of the published runs with the published figures, or show one.
-
-    Args:
-        name: of the recipe to show in full; part of a name lists those that have it.
-    """
-    runs = published_runs()
-    if name not in runs:
-        chosen = [run for run in runs.values() if name in run.name]
-        for run in chosen or [published_run(name)]:  # which says what is near
-            print(f"{run.name:52} {run.published().top1:6.2f} %")
-        return
-    run, figure = runs[name], runs[name].published()
-    print(f"{run.pair}, {run.method} {run.factor} {run.value}".rstrip())
-    print(
-        f"published: {figure.top1} % of the test images ({figure.source}){figure.note and f'. {figure.note}'}"
-    )
-    print(yaml.safe_dump(run.settings(), sort_keys=False).rstrip())
-
-
-def networks() -> None:
-    """List the networks, with how many numbers each learns for 200 classes."""
-    for name in NETWORKS:
-        print(f"{name:14} {sum(p.numel() for p in network(name, 200).parameters()):>12,}")
-
-
-COMMANDS = {
-    f.__name__: f for f in (teach, distil, compare, evaluate, predict, pack, draw, methods, recipes, networks)
-}
-
-
-def _train(
-    folder: str,
-    name: str,
-    objective: Objective,
-    data: DataSet,
-    recipe: Recipe,
-    images: Literal["fit", "train"],
-    teacher: nn.Module | None,
-    note: str,
-    checkpoint_seconds: float,
-) -> None:
-    place = Path(folder)
-    pixels, validation = _load(data, images), _load(data, "validation") if images == "fit" else None
-    torch.manual_seed(recipe.seed)
-    student = network(name, len(pixels.classes), data.size)
-    print(f"{name} for {objective} on {len(pixels)} images of {len(pixels.classes)} classes")
-    began = time.perf_counter()
-    history = fit(
-        student,
-        objective,
-        pixels,
-        recipe,
-        teacher=teacher,
-        validation=validation,
-        folder=place,
-        checkpoint_seconds=checkpoint_seconds,
-    )
-    card = Card(
-        name, pixels.classes, data.size, data.resize, pixels.mean, pixels.std, note, whole=pixels.whole
-    )
-    if is_main():
-        save_model(place / "model.safetensors", student, card)
-    last = history[-1]
-    seen = (
-        f", {100 * last['validation_accuracy']:.2f} % of the validation images"
-        if validation is not None
-        else ""
-    )
-    print(f"{100 * last['train_accuracy']:.2f} % of the training images{seen}")
-    print(f"saved {place / 'model.safetensors'} after {time.perf_counter() - began:.0f} s")
-
-
-def _load_teacher(path: str, name: str | None, data: DataSet) -> nn.Module:
-    if Path(path).suffix in ("", ".safetensors"):
-        if not Path(path).exists() and Path(path).name in published_runs():
-            recipe = Path(path).name
-            raise RunError(
-                f"there is no teacher in {path} yet: python -m icd distil --recipe {recipe} makes it"
-            )
-        return load_model(path)[0]
-    if name is None:
-        raise RunError(f"{path} does not say which network its weights are of: give --teacher_network")
-    classes = len(data.pixels("test").classes)
-    return load_published(name, path, classes, data.size)
-
-
-def _load(data: DataSet, split: Literal["train", "fit", "validation", "test"]) -> Pixels:
-    pixels = data.pixels(split)
-    for what, count in pixels.mended.items():
-        print(f"{split}: {count} images, {what}")
-    return pixels
-
-
-def _data_of(run: Path) -> DataSet:
-    path = (run if run.is_dir() else run.parent) / "config.yaml"
-    settings = _read_settings(path, advice="give --data.root")
-    try:
-        return DataSet(**settings["data"])
-    except (LookupError, TypeError, DataError) as error:
-        reason = f" ({error})" if isinstance(error, DataError) else ""
-        raise RunError(f"{path} does not say which images the run used{reason}: give --data.root") from error
-
-
-def _read_settings(path: Path, advice: str) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(path.read_bytes())
-        flat(settings)  # what has no names and values, or holds itself, is no table of settings
-        return settings
-    except OSError as error:
-        raise RunError(f"{path} cannot be read ({error.strerror}): {advice}") from error
-    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
-        raise RunError(f"{path} holds no settings, or it is damaged: {advice}") from error
 
 
 def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -332,9 +30,9 @@ def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / "config.yaml"
     begun = (folder / "checkpoint.pt").exists() or (folder / "results.csv").exists()
     if path.exists() and begun:
-        there, here = flat(_read_settings(path, advice="mend it, or delete it")), flat(settings)
+        there, here = flat(read_settings(path, advice="mend it, or delete it")), flat(settings)
         # A folder may be named otherwise or moved, and a comparison grow.
-        kept = {*there, *here} - {"folder", "methods", "seeds"}
+        kept = {*there, *here} - {"folder", "methods", "seeds", "checkpoint_seconds"}
         other = [name for name in sorted(kept) if there.get(name) != here.get(name)]
         if other:
             raise RunError(

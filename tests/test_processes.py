@@ -148,7 +148,7 @@ def is_silent(folder: Path) -> dict:
     if os.environ["RANK"] == "1":
         signal.signal(signal.SIGALRM, lambda *_: time.sleep(4))
         interrupt(teacher, 9, signal.SIGALRM)
-    return train_with(teacher, folder / "run", patience_seconds=2.0)
+    return train_with(teacher, folder / "run", patience_seconds=2.0, checkpoint_seconds=0.0)
 
 
 JOBS = {job.__name__: job for job in (train_together, is_killed, is_asked_to_stop, is_silent)}
@@ -320,7 +320,8 @@ def test_a_launched_command_loses_a_process_and_goes_on(tmp_path, on_cpu):
             picture.save(tmp_path / "birds" / name / f"{i}.png")
     run = tmp_path / "run"
     options = f"--network resnet10-8 --data.root {tmp_path / 'birds'} --data.size 32 --recipe.epochs 30"
-    command = f"teach {run} {options} --recipe.batch_size 8 --recipe.sync_batch_norm true".split()
+    options = f"{options} --recipe.batch_size 8 --recipe.sync_batch_norm true --checkpoint_seconds 0"
+    command = f"teach {run} {options}".split()
     launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0 -m icd"
     launcher = subprocess.Popen(
         [sys.executable, *launch.split(), *command], stderr=subprocess.PIPE, text=True
