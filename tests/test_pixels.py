@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from icd.photos import DataError, class_folders
-from icd.pixels import MEAN, STD, load, normalise, stored_size
+from icd.pixels import MEAN, STD, _gather, load, normalise, stored_size
 
 
 @pytest.fixture
@@ -157,3 +157,11 @@ def test_normalise_takes_pixels_in_any_layout(axes):
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     torch.testing.assert_close(normalise(laid_out), (images / 255 - mean) / std, atol=1e-5, rtol=1e-5)
     assert normalise(laid_out[0]).shape == (3, 4, 5)
+
+
+def test_a_gpu_gathers_what_a_processor_cuts(photos, tmp_path):
+    pixels = load(photos, folder=tmp_path / "store", progress=False)
+    pixels.images[:] = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (13, 32, 32, 3), np.uint8))
+    cuts = np.stack([[3, 0, 12, 7], [0, 4, 2, 1], [4, 0, 3, 2], [0, 1, 1, 0]])
+    gathered = _gather(pixels.images, torch.from_numpy(cuts), 28)
+    assert torch.equal(gathered, torch.stack(list(pixels._squares(cuts))))

@@ -271,7 +271,7 @@ def test_statistics_of_shares_go_on_with_as_many_processes_only(folder):
         (is_killed, 1, "RunError", "process 1 of 2 stops, because another one ended: it was killed,", (1, 2)),
         (is_asked_to_stop, 0, "KeyboardInterrupt", "", (1, 3)),
         (is_asked_to_stop, 1, "KeyboardInterrupt", "", (1, 3)),
-        (is_silent, 0, "RunError", "process 0 of 2 stops, because another one was silent for too", (1, 0)),
+        (is_silent, 0, "RunError", "process 0 of 2 stops, because another one was silent for too", (1, 2)),
     ],
 )
 def test_a_process_that_leaves_stops_the_other_and_one_process_goes_on(

@@ -6,16 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from icd.checkpoint import NonFiniteLoss, RunError
 from icd.evidence import accuracy
 from icd.losses import kd_loss
 from icd.objective import METHODS, Objective, Term, clustering, cross_entropy, scale_decoupled
 from icd.pixels import Pixels
+from icd.scores import score
 from icd.training import Learner, Recipe, fit, fit_together
 from icd.zoo import SmallResNet
 
@@ -269,3 +272,32 @@ def test_what_cannot_be_is_refused_before_anything_runs():
         with pytest.raises(ValueError, match=message):
             Recipe(**wrong)
     assert Objective((cross_entropy(),)).needs_teacher is False
+
+
+class Steady(nn.Module):
+    """A network without batch normalisation, whose pieces add up to the batch to rounding."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 6, 3, stride=2), nn.Linear(6, 4)
+
+    def maps(self, images):
+        features = self.conv(images).relu()
+        return features, (features,)
+
+    def forward(self, images):
+        return score(self, images).logits
+
+
+def test_a_batch_in_pieces_makes_the_step_of_the_batch():
+    weights, logs = [], []
+    for pieces in (1, 4):
+        torch.manual_seed(0)
+        student, teacher = Steady(), Steady()
+        recipe = Recipe(epochs=2, batch_size=16, precision="float32", pieces=pieces)
+        logs.append(fit(student, METHODS["iCD-KD"], stripes(), recipe, teacher=teacher, progress=False))
+        weights.append(student.conv.weight.detach())
+    torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
+    assert logs[0][-1]["clustering"] == pytest.approx(logs[1][-1]["clustering"], rel=1e-4)
+    with pytest.raises(RunError, match="16 images cannot be split into 3 equal pieces"):
+        fit(Steady(), METHODS["alone"], stripes(), replace(recipe, pieces=3), progress=False)
