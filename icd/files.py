@@ -43,7 +43,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         if part != path:
             part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (str(part), None) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno and _PART.fullmatch(Path(error.filename or part).name):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,7 +34,7 @@ class Card:
             as `icd.pixels.load` keeps.
         note: how it was trained.
 
-    Raises ValueError for what cannot be.
+    Raises ModelError for what cannot be.
     """
 
     network: str
@@ -59,7 +60,7 @@ class Card:
         }
         for name, well in fits.items():
             if not well:
-                raise ValueError(f"its {name} cannot be {getattr(self, name)!r}")
+                raise ModelError(f"the card's {name} cannot be {getattr(self, name)!r}")
 
 
 def save_model(path: str | Path, model: nn.Module, card: Card, half: bool = False) -> None:
@@ -88,7 +89,7 @@ def load_model(path: str | Path) -> tuple[nn.Module, Card]:
     except FileNotFoundError:
         raise ModelError(f"{path}: there is no such file. Has the run that writes it ended?") from None
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is not a safetensors file, or it is damaged ({error})") from error
+        raise ModelError(f"{path} is not a safetensors file, or it is damaged") from error
     try:
         model = network(card.network, len(card.classes), card.size)
     except ValueError as error:
@@ -103,13 +104,13 @@ def _read_card(path: Path, text: str | None) -> Card:
     if text is None:
         raise ModelError(f"{path} holds weights and no card: it was not saved by icd")
     try:
-        said = json.loads(text)
-        if not isinstance(said, dict):
-            raise TypeError("it holds no names and values")
-        lists = {name: tuple(value) for name, value in said.items() if isinstance(value, list)}
-        return Card(**{**said, **lists})
+        said: dict[str, Any] = dict(json.loads(text))
+        said |= {name: tuple(value) for name, value in said.items() if isinstance(value, list)}
+        return Card(**said)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
     except (TypeError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: its card cannot be read ({error})") from error
+        raise ModelError(f"{path}: its card cannot be read") from error
 
 
 def picture(path: str | Path, card: Card) -> Tensor:

@@ -155,7 +155,7 @@ class Learner:
         broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
         if broken:
             raise NonFiniteLoss(
-                f"{self.name}: {broken[0]} is no longer finite in epoch {len(self.history) + 1}. Lower the "
+                f"{self.name}: {broken[0]} is not finite after {len(self.history)} whole epochs. Lower the "
                 "learning rate, or train in float32. The last checkpoint is from before and is kept"
             )
         optimizer = self.optimizer.state_dict()

@@ -418,11 +418,6 @@ def test_a_per_position_head_takes_half_precision_maps_in_full():
     assert said.local(**AREA).dtype == torch.float32
 
 
-def test_an_unknown_head_is_refused():
-    with pytest.raises(ValueError, match="head is 'linear': choose 'exact' or 'per-position'"):
-        adapt(nn.Identity(), "linear")
-
-
 def to_fake_cuda(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """Weights without numbers, on a card that is not there."""
     for module in model.modules():

@@ -79,16 +79,3 @@ def test_only_a_logit_term_refuses_a_teacher_of_other_classes(batch):
     for name in ("KD", "SD-KD", "iCD-KD"):
         with pytest.raises(ValueError, match="the student has 5 classes and the teacher 9"):
             METHODS[name](student, stranger, target)
-
-
-def test_misuse_is_refused_by_name(batch):
-    student, _, target = batch
-    with pytest.raises(ValueError, match="the term clustering compares with a teacher, and there is none"):
-        (cross_entropy() + clustering())(student, None, target)
-    with pytest.raises(ValueError, match="the weight of kd is -1"):
-        -1.0 * whole_image(kd_loss)
-    with pytest.raises(ValueError, match="two terms are named 'kd'"):
-        whole_image(kd_loss) + whole_image(kd_loss)
-    with pytest.raises(ValueError, match="a warm-up over 0 epochs"):
-        whole_image(kd_loss).warmed_up(0)
-    assert METHODS["alone"](student, None, target)[0].isfinite()
