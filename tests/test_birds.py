@@ -750,28 +750,35 @@ def test_two_who_unpack_at_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"../out.txt": b"x"}, r"the path \.\./out\.txt leads out of the archive"),
-        ({"CUB_200_2011/../../out.txt": b"x"}, "leads out of the archive"),
+        ({"../out.txt": b"x"}, "the path ../out.txt leads out of the archive"),
+        (
+            {"CUB_200_2011/../../out.txt": b"x"},
+            "the path CUB_200_2011/../../out.txt leads out of the archive",
+        ),
         ({"/out.txt": b"x"}, "the path /out.txt leads out of the archive"),
-        ({"C:\\out.txt": b"x"}, "leads out of the archive"),
+        ({"C:\\out.txt": b"x"}, "the path C:\\out.txt leads out of the archive"),
         (
             {"l": member("CUB_200_2011/l", tarfile.SYMTYPE, "/etc")},
             "CUB_200_2011/l is neither a file nor a folder",
         ),
-        ({"l": member("CUB_200_2011/l", tarfile.SYMTYPE, "images.txt")}, "neither a file nor a folder"),
+        (
+            {"l": member("CUB_200_2011/l", tarfile.SYMTYPE, "images.txt")},
+            "CUB_200_2011/l is neither a file nor a folder",
+        ),
         (
             {"l": member("CUB_200_2011/l", tarfile.LNKTYPE, "CUB_200_2011/images.txt")},
-            "neither a file nor a folder",
+            "CUB_200_2011/l is neither a file nor a folder",
         ),
-        ({"l": member("CUB_200_2011/l", tarfile.CHRTYPE)}, "neither a file nor a folder"),
-        ({"l": member("CUB_200_2011/l", tarfile.FIFOTYPE)}, "neither a file nor a folder"),
+        ({"l": member("CUB_200_2011/l", tarfile.CHRTYPE)}, "CUB_200_2011/l is neither a file nor a folder"),
+        ({"l": member("CUB_200_2011/l", tarfile.FIFOTYPE)}, "CUB_200_2011/l is neither a file nor a folder"),
     ],
 )
 def test_archives_that_reach_out_leave_nothing(tmp_path, extra, message):
     pack(tmp_path / "bad.tgz", {**SOUND, **extra})
     root = tmp_path / "deep" / "data"
-    with pytest.raises(DataError, match=rf"bad\.tgz: .*{message}"):
+    with pytest.raises(DataError) as error:
         extract(tmp_path / "bad.tgz", root, None, progress=False)
+    assert str(error.value) == f"{tmp_path / 'bad.tgz'}: {message}"
     assert left(root) == []
     assert left(tmp_path) == ["bad.tgz", "deep"]
 
