@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -269,7 +270,7 @@ def test_the_cached_folder_is_named_by_its_settings(tmp_path: Path, monkeypatch:
     ],
 )
 def test_settings_that_make_no_data_set_are_refused(tmp_path: Path, settings: dict[str, int], message: str):
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
         birdlets.draw(tmp_path / "birds", **settings)
     assert str(error.value) == message
     assert not any(tmp_path.iterdir())

@@ -262,14 +262,14 @@ def test_code_in_a_file_is_not_run(beside, asked, tmp_path, monkeypatch):
         (
             ("resnet10-8", 9, 64),
             "resnet10-16",
-            "does not fit resnet10-16: its stem.0.weight has shape (8, 3, 3, 3), and the network's (16, 3, 3, 3). "
-            "It fits resnet10-8",
+            "does not fit resnet10-16: its stem.0.weight has shape (8, 3, 3, 3), and the network's "
+            "(16, 3, 3, 3). It fits resnet10-8",
         ),
         (
             ("resnet8x4", 200, 224),
             "resnet8x4",
-            "does not fit resnet8x4: its conv1.weight has shape (32, 3, 7, 7), and the network's (32, 3, 3, 3). "
-            "It fits resnet8x4 with image_size=128 or more",
+            "does not fit resnet8x4: its conv1.weight has shape (32, 3, 7, 7), and the network's "
+            "(32, 3, 3, 3). It fits resnet8x4 with image_size=128 or more",
         ),
         (("vgg8", 200, 32), "vgg8", "tells 200 classes apart, not 100: give classes=200"),
         (("MobileNetV2", 10, 32), "MobileNetV2", "tells 10 classes apart, not 100: give classes=10"),
