@@ -56,7 +56,9 @@ class Card:
             "mean": len(self.mean) == 3 and all(map(math.isfinite, self.mean)),
             "std": len(self.std) == 3 and all(0 < spread < math.inf for spread in self.std),
             "note": isinstance(self.note, str),
-            "whole": isinstance(whole, int) and self.size <= whole <= MOST_PIXELS,
+            "whole": isinstance(self.size, int)
+            and isinstance(whole, int)
+            and self.size <= whole <= MOST_PIXELS,
         }
         for name, well in fits.items():
             if not well:

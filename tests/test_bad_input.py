@@ -370,7 +370,7 @@ MODELS = [
     ("a network cut off", lambda at: load_model(shortened(at)), ModelError,
      "{tmp}/run/model.safetensors is not a safetensors file, or it is damaged"),
     ("a checkpoint as a network", lambda at: load_model(at.run / "checkpoint.pt"), ModelError,
-     "{run}/checkpoint.pt is not a safetensors file, or it is damaged"),
+     "{run}/checkpoint.pt does not say which network its weights are of: give --teacher_network"),
     ("weights without a card", lambda at: load_model(foreign(at)), ModelError,
      "{tmp}/a.safetensors holds weights and no card: it was not saved by icd"),
     ("a card that is no JSON", lambda at: load_model(foreign(at, "{")), ModelError,
