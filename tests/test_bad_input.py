@@ -370,7 +370,7 @@ MODELS = [
     ("a network cut off", lambda at: load_model(shortened(at)), ModelError,
      "{tmp}/run/model.safetensors is not a safetensors file, or it is damaged"),
     ("a checkpoint as a network", lambda at: load_model(at.run / "checkpoint.pt"), ModelError,
-     "{run}/checkpoint.pt does not say which network its weights are of: give --teacher_network"),
+     "{run}/checkpoint.pt is not a safetensors file, or it is damaged"),
     ("weights without a card", lambda at: load_model(foreign(at)), ModelError,
      "{tmp}/a.safetensors holds weights and no card: it was not saved by icd"),
     ("a card that is no JSON", lambda at: load_model(foreign(at, "{")), ModelError,
@@ -819,7 +819,7 @@ WRONG = [  # a name, a command, what happens before, and the line that follows "
     ("a teacher without a run", "distil {tmp} {tmp}/a", None,
      "{tmp}/model.safetensors: there is no such file. Has the run that writes it ended?"),
     ("a teacher that is a checkpoint", "distil {run}/checkpoint.pt {tmp}/a", None,
-     "{run}/checkpoint.pt is not a safetensors file, or it is damaged"),
+     "{run}/checkpoint.pt does not say which network its weights are of: give --teacher_network"),
     ("a teacher of other classes", "distil {run} {tmp}/a {short} --data.classes 2", None,
      "scale_decoupled_loss compares class with class: the student has 2 classes and the teacher 3. Only "
      "losses of Gram matrices and features accept a teacher of other classes"),
