@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from icd.files import write_atomically
-from icd.photos import MOST_PIXELS, Photos, Resize
+from icd.photos import MOST_PIXELS, Photos, Resize, quiet_pillow
 from icd.pixels import MEAN, STD, Channels, normalise, stored_size
 from icd.zoo import ModelError, network
 from icd.zoo.published import fill
@@ -130,7 +130,8 @@ def picture(path: str | Path, card: Card) -> Tensor:
         size=whole,
         resize=card.resize,
     )
-    image, _ = photo[0]
+    with quiet_pillow():
+        image, _ = photo[0]
     edge = (whole - card.size) // 2
     middle = image[None, :, edge : edge + card.size, edge : edge + card.size]
     return normalise(middle, mean=card.mean, std=card.std)
