@@ -87,9 +87,9 @@ def folder() -> Iterator[Path]:
 # --- how files are damaged
 
 TOKENS = [
-    b",", b"0", b"1", b"-1", b"1.5", b"nan", b"inf", b"1e999", b"1_0", b'"', b"{", b"}", b"[", b"]", b":", b"..",
-    b"/", b"\\", b"#", b"null", b"true", b"", b"\0", b"\xff", b"\n", b"\r", b" ", b"\t", b"\x0b", b"9" * 30,
-    b"\xff\xff\xff\x7f", *(character.encode() for character in "\x85\xa0\ufeff\u0663\u2028"),
+    b",", b"0", b"1", b"-1", b"1.5", b"nan", b"inf", b"1e999", b"1_0", b'"', b"{", b"}", b"[", b"]", b":",
+    b"..", b"/", b"\\", b"#", b"null", b"true", b"", b"\0", b"\xff", b"\n", b"\r", b" ", b"\t", b"\x0b",
+    b"9" * 30, b"\xff\xff\xff\x7f", *(character.encode() for character in "\x85\xa0\ufeff\u0663\u2028"),
 ]  # fmt: skip
 
 _edit = st.tuples(
@@ -200,9 +200,10 @@ def test_settings_of_a_run(folder, data):
 
 
 WORDS = [
-    "cross_entropy()", "whole_image(", "scale_decoupled(", "clustering(", "kd_loss", "dkd_loss", "(1, 2)", ")",
-    " + ", " * ", "2.0", "-1", "1e999", "3", "temperature=", "scales=", "weights=", "pooling=", "repeat=", "=",
-    ".warmed_up(", "'x'", ",", "**", "[", "lambda: ", "#", "True", "None", " not ", "\\", ":", "\0", " ", "(" * 99,
+    "cross_entropy()", "whole_image(", "scale_decoupled(", "clustering(", "kd_loss", "dkd_loss", "(1, 2)",
+    ")", " + ", " * ", "2.0", "-1", "1e999", "3", "temperature=", "scales=", "weights=", "pooling=",
+    "repeat=", "=", ".warmed_up(", "'x'", ",", "**", "[", "lambda: ", "#", "True", "None", " not ", "\\", ":", "\0",
+    " ", "(" * 99,
 ]  # fmt: skip
 
 
