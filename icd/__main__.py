@@ -63,6 +63,15 @@ def _spell_out(arguments: list[str]) -> list[str]:
     return [command, "--config", json.dumps(run.settings()), *rest]
 
 
+def _instantiate(parser: Any, chosen: Any) -> dict[str, Any]:
+    try:
+        return parser.instantiate(chosen)[chosen.subcommand].as_dict()
+    except TypeError as error:  # a config that says `recipe: 3`
+        raise RunError(
+            "the settings of data and recipe are names and values: see what --config names"
+        ) from error
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 for what went wrong with a reason, 130 for Ctrl-C."""
     parser = capture_parser(auto_cli, COMMANDS, prog="python -m icd", allow_abbrev=False)
@@ -73,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(given)
     name = chosen.subcommand
     try:
-        options = parser.instantiate(chosen)[name].as_dict()
+        options = _instantiate(parser, chosen)
         options.pop("config", None)
         if name in ("teach", "distil", "compare"):
             settings = {

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from icd.files import atomic_file, make_folder, write_atomically
+from icd.files import atomic_file, load_tensors, make_folder, write_atomically
 from icd.photos import Photos
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class Checkpoint:
             with zipfile.ZipFile(self.path) as archive:  # torch itself does not look at the checksums in it
                 if damaged := archive.testzip():
                     raise ValueError(f"the checksum of {damaged} is another")
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            state = load_tensors(self.path)
             settings = dict(state["settings"])
         except OSError as error:
             raise RunError(

@@ -7,11 +7,13 @@ import os
 import re
 import secrets
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import torch
 from platformdirs import user_cache_dir
 
 if sys.platform != "win32":
@@ -69,6 +71,13 @@ def _sweep(folder: Path) -> None:
                 with suppress(OSError), open(part, "rb") as file:  # being written, or another user's
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     part.unlink()
+
+
+def load_tensors(path: Path) -> Any:
+    """What `torch.save` wrote, on the host. No code in it is run; what is wrong with it raises anything."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickles that torch itself would not have written
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def make_folder(folder: Path) -> None:

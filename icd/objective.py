@@ -202,16 +202,21 @@ def _check_names(arguments: dict[str, Any], *losses: Callable) -> None:
     """Raise for an argument that none of the losses takes: now, not at the first step."""
     if not hasattr(losses[-1], "__name__"):
         raise TypeError("a term is named after its loss: give a function and then its arguments")
-    known = [
-        name
+    known = {
+        name: parameter.default
         for loss in losses
         for name, parameter in inspect.signature(loss).parameters.items()
-        if parameter.default is not parameter.empty and name not in _NOT_SPELLED
-    ]
-    for name in arguments:
+        # A reduction whose default is "mean" has another choice that leaves a number for each image.
+        if name not in _NOT_SPELLED and parameter.default not in (parameter.empty, "mean")
+    }
+    for name, value in arguments.items():
         if name not in known:
-            hint = nearest(name, known)
+            hint = nearest(name, list(known))
             raise ValueError(f"{losses[-1].__name__} takes no {name!r}:{hint} choose from {', '.join(known)}")
+        if isinstance(known[name], float) and isinstance(value, str | tuple | list):
+            raise ValueError(f"{name} is {value!r}: give a number")
+        if known[name] is None and isinstance(value, str | int | float):
+            raise ValueError(f"{name} is {value!r}: give one for each scale, like (1, 2, 3)")
 
 
 # Tensors, which a term hands over itself, and what makes a loss no scalar, or another.

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from icd.files import atomic_file, cache_folder, make_folder, write_atomically
 from icd.numerics import constants
-from icd.photos import DataError, Photos
+from icd.photos import DataError, Photos, quiet_pillow
 
 Channels = tuple[float, float, float]  # a number for each of red, green and blue
 
@@ -258,7 +258,7 @@ def _decode(photos: Photos, path: Path, progress: bool) -> dict[str, int]:
             "environment variable ICD_CACHE"
         )
     bar = tqdm(total=len(photos), desc="decoding", unit="image", delay=1, disable=not progress, leave=False)
-    with atomic_file(path) as file, ThreadPoolExecutor(os.cpu_count()) as pool, bar:
+    with atomic_file(path) as file, quiet_pillow(), ThreadPoolExecutor(os.cpu_count()) as pool, bar:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for start in range(0, len(photos), CHUNK):
             # Written, not mapped: a full disk is then an error with a name, not a crash.

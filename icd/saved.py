@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from icd.files import write_atomically
-from icd.photos import MOST_PIXELS, Photos, Resize
+from icd.photos import MOST_PIXELS, Photos, Resize, quiet_pillow
 from icd.pixels import MEAN, STD, Channels, normalise, stored_size
 from icd.zoo import ModelError, network
 from icd.zoo.published import fill
@@ -48,6 +48,7 @@ class Card:
 
     def __post_init__(self) -> None:
         names, whole = self.classes, self.size if self.whole is None else self.whole
+        sizes = isinstance(self.size, int) and isinstance(whole, int)
         fits = {
             "network": isinstance(self.network, str),
             "classes": isinstance(names, tuple) and len(names) > 0 and all(isinstance(n, str) for n in names),
@@ -56,9 +57,7 @@ class Card:
             "mean": len(self.mean) == 3 and all(map(math.isfinite, self.mean)),
             "std": len(self.std) == 3 and all(0 < spread < math.inf for spread in self.std),
             "note": isinstance(self.note, str),
-            "whole": isinstance(self.size, int)
-            and isinstance(whole, int)
-            and self.size <= whole <= MOST_PIXELS,
+            "whole": sizes and self.size <= whole <= MOST_PIXELS,
         }
         for name, well in fits.items():
             if not well:
@@ -131,7 +130,8 @@ def picture(path: str | Path, card: Card) -> Tensor:
         size=whole,
         resize=card.resize,
     )
-    image, _ = photo[0]
+    with quiet_pillow():
+        image, _ = photo[0]
     edge = (whole - card.size) // 2
     middle = image[None, :, edge : edge + card.size, edge : edge + card.size]
     return normalise(middle, mean=card.mean, std=card.std)

@@ -39,6 +39,7 @@ from icd.photos import DataError, Photos, class_folders
 from icd.pixels import Pixels
 from icd.saved import Card, ModelError, load_model, name_bird, picture, save_model
 from icd.scores import Scores, local_logits, score
+from icd.spelling import named, parse
 from icd.training import Learner, Recipe, fit, fit_together
 from icd.zoo import load_published, network
 
@@ -533,7 +534,24 @@ OBJECTIVES = [
     ("a warm-up over nothing", lambda at: cross_entropy().warmed_up(0), ValueError,
      "a warm-up over 0 epochs: give 1 or more"),
     ("an argument misspelt", lambda at: whole_image(kd_loss, temprature=4), ValueError,
-     "kd_loss takes no 'temprature': did you mean \"temperature\"? choose from temperature, reduction"),
+     "kd_loss takes no 'temprature': did you mean \"temperature\"? choose from temperature"),
+    ("a temperature that is a word", lambda at: whole_image(kd_loss, temperature="4"), ValueError,
+     "temperature is '4': give a number"),
+    ("a weight for all scales", lambda at: clustering(weights=3), ValueError,
+     "weights is 3: give one for each scale, like (1, 2, 3)"),
+    ("a loss for each image", lambda at: whole_image(kd_loss, reduction="none"), ValueError,
+     "kd_loss takes no 'reduction': choose from temperature"),
+    ("a method that is no method", lambda at: named("KDD"), ValueError,
+     f'there is no method "KDD": did you mean "KD"? There are {ALL_METHODS}'),
+    ("an expression that does not end", lambda at: parse("cross_entropy("), ValueError,
+     "\"cross_entropy(\" is no objective: '(' was never closed"),
+    ("an expression of numbers", lambda at: parse("3"), ValueError, '"3" is no objective: it has no term'),
+    ("an expression with code in it", lambda at: parse("__import__('os').mkdir('sprung')"), ValueError,
+     "\"__import__('os').mkdir('sprung')\" cannot stand in an objective: its words are cross_entropy, "
+     "whole_image, scale_decoupled, clustering, kd_loss, dkd_loss, nkd_loss"),
+    ("a term misspelt", lambda at: parse("cross_entropi()"), ValueError,
+     '"cross_entropi()" cannot stand in an objective: did you mean "cross_entropy"? its words are '
+     "cross_entropy, whole_image, scale_decoupled, clustering, kd_loss, dkd_loss, nkd_loss"),
     ("a term without its teacher",
      lambda at: Objective((clustering(),))(Scores(*TWO, nn.Identity()), None, labels(0, 1)), ValueError,
      "the term clustering compares with a teacher, and there is none"),
@@ -818,8 +836,22 @@ WRONG = [  # a name, a command, what happens before, and the line that follows "
      "{tmp}/none: there is no such file. Has the run that writes it ended?"),
     ("a teacher without a run", "distil {tmp} {tmp}/a", None,
      "{tmp}/model.safetensors: there is no such file. Has the run that writes it ended?"),
-    ("a teacher that is a checkpoint", "distil {run}/checkpoint.pt {tmp}/a", None,
+    ("a teacher of unknown form", "distil {run}/checkpoint.pt {tmp}/a", None,
      "{run}/checkpoint.pt does not say which network its weights are of: give --teacher_network"),
+    ("a teacher that is a checkpoint",
+     "distil {run}/checkpoint.pt {tmp}/a {short} --teacher_network vgg8", None,
+     '{run}/checkpoint.pt holds no weights: neither a state dict nor one under "model", "state_dict" or '
+     '"net"'),
+    ("a teacher that nobody taught yet", "distil runs/cub200-resnet32x4 {tmp}/a", None,
+     "there is no teacher in runs/cub200-resnet32x4 yet: python -m icd distil --recipe cub200-resnet32x4 "
+     "makes it"),
+    ("an expression that is no objective", "distil {run} {tmp}/a --method kd_loss(4)", None,
+     '"kd_loss(4)" cannot stand in an objective: did you mean "kd_loss"? its words are cross_entropy, '
+     "whole_image, scale_decoupled, clustering, kd_loss, dkd_loss, nkd_loss"),
+    ("a recipe to show that is not there", "recipes --name cub2000", None,
+     'there is no recipe "cub2000": did you mean "cub200-vgg8"? `python -m icd recipes` lists all 180'),
+    ("a config that is no settings", 'teach {tmp}/a --config {"recipe":3}', None,
+     "the settings of data and recipe are names and values: see what --config names"),
     ("a teacher of other classes", "distil {run} {tmp}/a {short} --data.classes 2", None,
      "scale_decoupled_loss compares class with class: the student has 2 classes and the teacher 3. Only "
      "losses of Gram matrices and features accept a teacher of other classes"),
@@ -919,6 +951,7 @@ MISUSED = [  # a name, a command, and what the last lines hold: the option, and 
     ("an unknown option", "teach {tmp}/a --rubbish 3", ["--rubbish"]),
     ("an option cut short", "teach {tmp}/a --recipe.epoch 2", ["--recipe.epoch"]),
     ("an option without a value", "distil {run} {tmp}/a --method", ["--method"]),
+    ("an unknown recipe", "distil --recipe cub200-vgg", ['no recipe "cub200-vgg"', '"cub200-vgg8"']),
     ("a word for a number", "teach {tmp}/a --recipe.epochs two", ["recipe.epochs", "two"]),
     ("half an epoch", "teach {tmp}/a --recipe.epochs 2.5", ["recipe.epochs", "2.5"]),
     ("an infinite rate", "teach {tmp}/a --recipe.learning_rate inf", ["recipe.learning_rate", "inf"]),

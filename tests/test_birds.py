@@ -18,8 +18,6 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from icd import birds
@@ -469,74 +467,6 @@ def test_two_species_of_one_name_need_their_numbers(root):
         warnings.simplefilter("ignore")
         with pytest.raises(DataError, match=r"has several, write 001\.Snowy_Owl or 002\.Snowy_Owl"):
             CUB200(root, "all", classes=["Snowy_Owl"])
-
-
-PIECES = [
-    "1",
-    "2",
-    "3",
-    "5",
-    "0",
-    "-1",
-    "1.5",
-    "nan",
-    "inf",
-    "1e400",
-    "9" * 30,
-    "x",
-    "a.jpg",
-    "..",
-    "/",
-    "#",
-    '"',
-]
-PIECES += [
-    " ",
-    " ",
-    "\t",
-    "\n",
-    "\n",
-    "\r\n",
-    "\r",
-    "\x0b",
-    "\x85",
-    "\xa0",
-    "\0",
-    "\ufeff",
-    "\u0663",
-    "{0}",
-    "1_0",
-]
-
-
-@pytest.mark.filterwarnings("ignore:.* lie in the folder of another class")
-@settings(max_examples=200, deadline=None)
-@given(
-    name=st.sampled_from(sorted(TEXTS)),
-    edits=st.lists(
-        st.tuples(st.floats(0, 1), st.integers(0, 4), st.sampled_from(PIECES) | st.binary(max_size=3))
-    ),
-    whole=st.none() | st.binary(max_size=40),
-)
-def test_any_bytes_give_a_data_set_or_a_data_error(tmp_path_factory, name, edits, whole):
-    content = bytearray(TEXTS[name].encode())
-    for place, cut, piece in edits:
-        start = int(place * len(content))
-        content[start : start + cut] = piece if isinstance(piece, bytes) else piece.encode()
-    folder = write_tables(
-        tmp_path_factory.mktemp("fuzz"), **{name: bytes(content) if whole is None else whole}
-    )
-    try:
-        tables = read_tables(folder)
-    except DataError as error:
-        assert str(error).startswith(str(folder))  # noqa: PT017  (an error is allowed, not expected)
-        return
-    assert len(tables.paths) == len(tables.labels) == len(tables.boxes) == len(tables.parts)
-    assert set(tables.labels.tolist()) <= set(range(len(tables.classes)))
-    assert np.isfinite(tables.boxes).all()
-    assert np.isfinite(tables.parts).all()
-    with pytest.raises(DataError):  # there are no images
-        CUB200(folder, "all")
 
 
 # --- the real files

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from icd.files import load_tensors
 from icd.zoo.base import LARGE, Network
 from icd.zoo.networks import NETWORKS, network
 
@@ -44,7 +45,7 @@ def load_published(name: str, path: str | Path, classes: int = 100, image_size: 
 
 def _read(path: str | Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(Path(path), map_location="cpu", weights_only=True)
+        content = load_tensors(Path(path))
     except FileNotFoundError:
         raise ModelError(f"{path}: there is no such file") from None
     except Exception as error:  # a damaged file raises anything, as its bytes lead unpickling astray
