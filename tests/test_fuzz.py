@@ -202,8 +202,8 @@ def test_settings_of_a_run(folder, data):
 WORDS = [
     "cross_entropy()", "whole_image(", "scale_decoupled(", "clustering(", "kd_loss", "dkd_loss", "(1, 2)",
     ")", " + ", " * ", "2.0", "-1", "1e999", "3", "temperature=", "scales=", "weights=", "pooling=",
-    "repeat=", "=", ".warmed_up(", "'x'", ",", "**", "[", "lambda: ", "#", "True", "None", " not ", "\\", ":", "\0",
-    " ", "(" * 99,
+    "repeat=", "=", ".warmed_up(", "'x'", ",", "**", "[", "lambda: ", "#", "True", "None", " not ", "\\", ":",
+    "\0", " ", "(" * 99,
 ]  # fmt: skip
 
 
