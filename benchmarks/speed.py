@@ -43,7 +43,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import transforms
 
 from icd import birdlets, icd_loss, kd_loss, local_logits, scale_decoupled_loss
-from icd.compare import peak_megabytes
+from icd.budget import peak_megabytes
 from icd.datasets import DataSet
 from icd.objective import METHODS
 from icd.photos import Photos, class_folders

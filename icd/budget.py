@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import resource
+import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +37,13 @@ def time_left(epoch_seconds: float, epochs: int) -> str:
     minutes = epoch_seconds * epochs / 60
     rest = f"{minutes:.0f} min" if minutes < 90 else f"{minutes // 60:.0f} h {minutes % 60:.0f} min"
     return f"an epoch takes {epoch_seconds:.3g} s, the other {epochs} about {rest}"
+
+
+def peak_megabytes() -> int:
+    """The most memory that this process has held, on the host, and on a GPU where it uses one."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return round(host + (torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0))
 
 
 def memory_needed(

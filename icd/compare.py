@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import resource
 import shlex
 import subprocess
 import sys
@@ -89,7 +88,7 @@ def compare(
             raise RunError(f'the method "{method}" is named twice: once is enough')
     if not methods or not seeds:
         raise RunError(f"{len(methods)} methods for {len(seeds)} seeds: give one or more of both")
-    table, version = Path(folder) / "results.csv", commit()
+    table = Path(folder) / "results.csv"
     rows = read_results(table) if table.exists() else []
     for row in rows:
         now = (student, recipe.epochs, len(held), str(METHODS.get(row.method)))
@@ -112,26 +111,35 @@ def compare(
             learners, train, replace(recipe, seed=seed), teacher=teacher, folder=place, progress=progress
         )
         for learner in learners:
-            rows.append(
-                Result(
-                    method=learner.name,
-                    seed=seed,
-                    accuracy=accuracy(learner.network, held),
-                    images=len(held),
-                    objective=str(learner.objective),
-                    network=student,
-                    epochs=recipe.epochs,
-                    together=len(learners),
-                    seconds=learner.history[-1]["seconds"],
-                    peak_mb=peak_megabytes(),
-                    device=device_name(next(learner.network.parameters()).device, count()),
-                    commit=version,
-                    command=command_line(),
-                )
-            )
+            rows.append(measure(learner, held, network=student, seed=seed, together=len(learners)))
         if is_main():
             write_results(table, rows)
     return rows
+
+
+def measure(
+    learner: Learner, held: Pixels, *, network: str, seed: int, together: int = 1, command: str = ""
+) -> Result:
+    """The row of a student that has learned: its accuracy on `held`, and what is needed to measure it again.
+
+    `command` is by default the one that runs.
+    """
+    last = learner.history[-1]
+    return Result(
+        method=learner.name,
+        seed=seed,
+        accuracy=accuracy(learner.network, held),
+        images=len(held),
+        objective=str(learner.objective),
+        network=network,
+        epochs=last["epoch"],
+        together=together,
+        seconds=last["seconds"],
+        peak_mb=last["peak_mb"],
+        device=device_name(next(learner.network.parameters()).device, count()),
+        commit=commit(),
+        command=command or command_line(),
+    )
 
 
 def differences(rows: Sequence[Result], baseline: str) -> dict[str, Interval]:
@@ -198,13 +206,6 @@ def write_results(path: str | Path, rows: Sequence[Result]) -> None:
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     write_atomically(Path(path), text.getvalue())
-
-
-def peak_megabytes() -> int:
-    """The most memory that this process has held, on the host, and on a GPU where it uses one."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    return round(host + (torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0))
 
 
 def command_line() -> str:

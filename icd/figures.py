@@ -196,6 +196,14 @@ def flipbook(
     )
 
 
+def banner(title: str, text: str) -> HTML:
+    """A box that nobody overlooks, in the book, in Colab and in JupyterLab. `text` may hold HTML."""
+    return HTML(
+        '<div class="admonition warning" style="border-left:.3rem solid #e86304;padding:.4em 1em">'
+        f'<p class="admonition-title"><b>{html.escape(title)}</b></p><p>{text}</p></div>'
+    )
+
+
 _FLIPBOOK_JS = html.escape(
     "const f=this.closest('figure'),t=f.dataset.labels.split('|')[this.value];"
     "f.querySelectorAll('img').forEach((g,i)=>{g.hidden=i!=this.value});"

@@ -22,6 +22,16 @@ class Figure(NamedTuple):
     note: str  # what is odd about it at its source
 
 
+class Cost(NamedTuple):
+    """What a run takes: `benchmarks/cost.py` counts it, and nobody needs a GPU for that."""
+
+    teacher_parameters: int  # 0 where a network learns alone
+    student_parameters: int
+    steps: int
+    float32_gb: float  # the most that tensors take in a step, in GB of 10^9 bytes, less the data set
+    fp16_gb: float  # the same under autocast to 16 bits
+
+
 @dataclass(frozen=True)
 class PublishedRun:
     """How a published figure was made: all that `icd.training.fit` needs to make it again.
@@ -65,6 +75,17 @@ class PublishedRun:
             if all(row.get(name, "") == text for name, text in wanted.items()):
                 return Figure(float(row["top1"]), row["source"], row.get("note", ""))
         raise LookupError(f"{self.name}: {self.table}.csv has no such figure")
+
+    def cost(self) -> Cost:
+        """Weights, steps and memory."""
+        row = next(row for row in _rows("cost.csv") if row["name"] == self.name)
+        return Cost(
+            teacher_parameters=int(row["teacher_parameters"]),
+            student_parameters=int(row["student_parameters"]),
+            steps=int(row["steps"]),
+            float32_gb=float(row["float32_gb"]),
+            fp16_gb=float(row["fp16_gb"]),
+        )
 
     def settings(self) -> dict[str, Any]:
         """The options of `python -m icd distil` that stand for this run, or of `teach` without a teacher."""

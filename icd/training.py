@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from icd.budget import memory_needed, memory_to_spare, time_left
+from icd.budget import memory_needed, memory_to_spare, peak_megabytes, time_left
 from icd.checkpoint import Checkpoint, NonFiniteLoss, RunError, check_run, stop_politely
 from icd.checks import check_recipe
 from icd.evidence import accuracy
@@ -268,7 +268,7 @@ def fit_together(
                     row = {"epoch": epoch + 1, **learner.read(epoch + 1, steps), "learning_rate": rate}
                     if validation is not None:
                         row["validation_accuracy"] = accuracy(learner.network, validation)
-                    learner.close_epoch(**row, seconds=checkpoint.seconds())
+                    learner.close_epoch(**row, seconds=checkpoint.seconds(), peak_mb=peak_megabytes())
                 epoch, step = epoch + 1, 0
                 checkpoint.write_log()
                 if forecast_due:

@@ -2,11 +2,13 @@
 
 import csv
 import re
+import runpy
 from collections import Counter
 from functools import lru_cache
 
 import pytest
 import torch
+from conftest import ROOT
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from icd import __main__ as command_line
@@ -19,6 +21,7 @@ from icd.training import Learner, Recipe, make_accelerator
 from icd.zoo import network
 
 RUNS = published_runs()
+cost = runpy.run_path(str(ROOT / "benchmarks" / "cost.py"))["cost"]
 METHOD_NAMES = [*METHODS][1:]
 CLASSES = {"cub200": 200, "cifar100": 100}
 DISTINCT = {(run.data, run.teacher, run.network, str(run.objective)): run for run in RUNS.values()}
@@ -61,6 +64,19 @@ def test_settings_are_those_of_the_published_runs():
         assert run.published().source
         if run.teacher:
             assert RUNS[run.teacher_recipe].network == run.teacher
+
+
+def test_what_a_run_takes_is_what_the_script_counts():
+    chosen = ("cub200-resnet32x4-mobilenetv2-icd-kd", "cifar100-wrn40-2-vgg8-sd-kd", "cub200-vgg8")
+    for name in chosen:
+        now, said = cost(RUNS[name]), RUNS[name].cost()
+        assert now[:3] == said[:3]
+        assert now[3:] == pytest.approx(said[3:], rel=0.1)  # what PyTorch keeps differs by version
+    for run in RUNS.values():
+        need = run.cost()
+        assert (need.teacher_parameters > 0) == bool(run.teacher)
+        assert 0 < need.fp16_gb < need.float32_gb < 15  # what a T4 has
+    assert RUNS["cub200-vgg8"].cost().steps == 240 * 93
 
 
 @lru_cache
