@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,8 +54,8 @@ def enter(run: PublishedRun, learner: Learner, test: Pixels, folder: str | Path)
                 )
             return row
     command = f"python -m icd distil --recipe {run.name} --recipe.seed {run.recipe.seed}"
-    learner.name = run.name
-    rows.append(measure(learner, test, network=run.network, seed=run.recipe.seed, command=command))
+    row = measure(learner, test, network=run.network, seed=run.recipe.seed, command=command)
+    rows.append(replace(row, method=run.name))
     if is_main():
         write_results(table, rows)
     return rows[-1]
