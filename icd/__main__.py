@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,9 @@ def main(arguments: list[str] | None = None) -> int:
                 key: asdict(v) if isinstance(v, (DataSet, Recipe)) else v for key, v in options.items()
             }
             _keep_settings(Path(options["folder"]), json.loads(json.dumps(settings)))
-        COMMANDS[name](**options)
+        # Of several processes one speaks; what goes wrong, each says for itself.
+        with nullcontext() if is_main() else redirect_stdout(io.StringIO()):
+            COMMANDS[name](**options)
     except KeyboardInterrupt:
         if is_main():
             print("\nstopped; give the same command again to go on from its checkpoint", file=sys.stderr)
@@ -102,6 +105,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if not is_main():  # of several processes one speaks; what goes wrong, each says for itself
-        sys.stdout = io.StringIO()
     sys.exit(main())

@@ -75,7 +75,8 @@ def test_what_a_run_takes_is_what_the_script_counts():
     for run in RUNS.values():
         need = run.cost()
         assert (need.teacher_parameters > 0) == bool(run.teacher)
-        assert 0 < need.fp16_gb < need.float32_gb < 15  # what a T4 has
+        assert 0 < need.fp16_gb < 15 - 1.2  # of a T4's memory, less the images
+        assert (need.float32_gb > 15) == (run.name == "cub200-resnet50")  # as chapter 9 says
     assert RUNS["cub200-vgg8"].cost().steps == 240 * 93
 
 

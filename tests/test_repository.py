@@ -140,6 +140,14 @@ def test_readme_lists_the_chapters() -> None:
         )
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "book/running.md"])
+def test_shell_blocks_are_shell(page) -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(encoding="utf8"), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        subprocess.run(["bash", "-n"], input=block, text=True, check=True)
+
+
 def test_every_page_is_in_the_book() -> None:
     listed = {ROOT / "book" / page for page in pages_in_toc()}
     found = {
