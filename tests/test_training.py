@@ -2,15 +2,14 @@
 
 import json
 import os
+import random
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
 from icd.checkpoint import NonFiniteLoss, RunError
@@ -137,47 +136,16 @@ def test_ctrl_c_leaves_a_checkpoint_of_that_step_and_the_run_goes_on_to_the_same
     assert [line["epoch"] for line in lines[1:]] == [1, 2, 3]
 
 
-RUN = """
-import sys
-sys.path.insert(0, {tests!r})
-from test_training import *
-torch.set_num_threads(1)
-fit(small(3), METHODS["iCD-KD"], stripes(), Recipe(epochs=24, batch_size=16, precision="float32"),
-    teacher=small(1), folder=sys.argv[1], checkpoint_seconds=0.0, progress=False)
-"""
+def test_a_run_killed_three_times_ends_in_the_bits_of_one_never_stopped(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from kills import survive
 
+    def enough(tally):
+        return (tally.kills >= 3 and tally.inside and tally.loaded) or tally.kills == 40
 
-def run_until_killed(folder, wait: float | None) -> int:
-    """The run above in a process of its own, killed so long after its first checkpoint; its exit status."""
-    code = RUN.format(tests=os.path.dirname(__file__))
-    process = subprocess.Popen([sys.executable, "-c", code, str(folder)])
-    if wait is not None:
-        written = (folder / "checkpoint.pt").stat().st_mtime_ns if (folder / "checkpoint.pt").exists() else 0
-        while process.poll() is None and not (
-            (folder / "checkpoint.pt").exists() and (folder / "checkpoint.pt").stat().st_mtime_ns > written
-        ):
-            time.sleep(0.005)
-        time.sleep(wait)
-        process.kill()
-    return process.wait()
-
-
-def test_a_run_killed_three_times_ends_in_the_bits_of_one_never_stopped(tmp_path):
-    whole, torn = tmp_path / "whole", tmp_path / "torn"
-    torn.mkdir()
-    assert run_until_killed(whole, None) == 0
-    for wait in (0.02, 0.11, 0.3):
-        assert run_until_killed(torn, wait) == -signal.SIGKILL
-    assert run_until_killed(torn, None) == 0
-    ends = [
-        torch.load(folder / "checkpoint.pt", weights_only=True)["learners"]["student"]
-        for folder in (whole, torn)
-    ]
-    for name, value in ends[0]["network"].items():
-        assert torch.equal(value, ends[1]["network"][name]), name
-    drop = {"seconds", "peak_mb"}
-    histories = [[{k: v for k, v in row.items() if k not in drop} for row in end["history"]] for end in ends]
-    assert histories[0] == histories[1]
+    tally = survive(tmp_path, enough, random.Random(0))  # which raises where the bits differ
+    assert tally.inside
+    assert tally.loaded
 
 
 def explosive(at: int) -> Term:
