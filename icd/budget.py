@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import resource
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
@@ -40,9 +39,16 @@ def time_left(epoch_seconds: float, epochs: int) -> str:
 
 
 def peak_megabytes() -> int:
-    """The most memory that this process has held, on the host, and on a GPU where it uses one."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    """The most memory that this process has held, on the host, and on a GPU where it uses one.
+
+    Windows does not tell: there the host counts for 0.
+    """
+    host = 0.0
+    if sys.platform != "win32":
+        import resource  # which Windows has not
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        host = peak / (2**20 if sys.platform == "darwin" else 2**10)
     return round(host + (torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0))
 
 
