@@ -81,7 +81,13 @@ def test_conda_says_the_same() -> None:
 
 
 #: Other people's repositories that a chapter cites.
-CITED = {"github.com/yzd-v/cls_KD", "github.com/shicaiwei123/SDD-CVPR2024"}
+CITED = {
+    "github.com/yzd-v/cls_KD",
+    "github.com/shicaiwei123/SDD-CVPR2024",
+    "github.com/HobbitLong/RepDistiller",
+    "github.com/megvii-research/mdistiller",
+    "github.com/ChenBill900703/CRD-Reproduction",
+}
 
 
 def test_one_address() -> None:

@@ -4,8 +4,11 @@ import argparse
 import hashlib
 import json
 import os
+import pickle
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -206,6 +209,19 @@ def test_published_weights_of_every_family_load_in_both_forms(name, tmp_path):
         torch.save({"model": model.state_dict()}, tmp_path / "weights.pth")
         again = load_published(name, tmp_path / "weights.pth", classes, image_size).state_dict()
         assert all(torch.equal(value, again[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("core", [b"numpy.core", b"numpy._core"])
+def test_a_numpy_number_beside_published_weights_is_left_aside(core, tmp_path):
+    """CRD's authors saved with a PyTorch before 1.6, and with an accuracy that is no Python float."""
+    model, path = built("resnet8x4").eval(), tmp_path / "ckpt_epoch_240.pth"
+    state = {"epoch": 240, "model": model.state_dict(), "accuracy": np.float64(79.42)}
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(re.sub(rb"numpy\._?core", core, path.read_bytes()))
+    with pytest.raises(pickle.UnpicklingError, match=r"multiarray\.scalar"):
+        torch.load(path, weights_only=True)
+    again = load_published("resnet8x4", path).state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in model.state_dict().items())
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):

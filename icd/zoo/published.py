@@ -6,6 +6,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,25 @@ Shapes = dict[str, tuple[int, ...]]
 
 class ModelError(ValueError):
     """A file is not a saved network, or not the one that was asked for; the message names it."""
+
+
+class _Aside:
+    """Stands for a NumPy number beside the weights, as in CRD's own files. Nothing of it is read."""
+
+    def __init__(self, *_: object):
+        pass
+
+    __setstate__ = __init__
+
+
+_NUMBERS: list[Any] = [
+    type(name, (_Aside,), {"__module__": module})
+    for module, name in (
+        ("numpy.core.multiarray", "scalar"),
+        ("numpy._core.multiarray", "scalar"),  # as NumPy 2 names it
+        ("numpy", "dtype"),
+    )
+]
 
 
 def load_published(name: str, path: str | Path, classes: int = 100, image_size: int = 32) -> Network:
@@ -45,7 +65,8 @@ def load_published(name: str, path: str | Path, classes: int = 100, image_size: 
 
 def _read(path: str | Path) -> dict[str, Tensor]:
     try:
-        content = load_tensors(Path(path))
+        with torch.serialization.safe_globals(_NUMBERS):
+            content = load_tensors(Path(path))
     except FileNotFoundError:
         raise ModelError(f"{path}: there is no such file") from None
     except Exception as error:  # a damaged file raises anything, as its bytes lead unpickling astray
