@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +217,10 @@ def command_line() -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout that runs, with a + where files differ; "installed" outside of one."""
+    """The commit that runs: of the checkout, with a + where files differ, or of what pip installed from git.
+
+    "installed" where neither is known.
+    """
 
     def git(*arguments: str) -> str:
         folder = Path(__file__).parent
@@ -227,4 +232,12 @@ def commit() -> str:
         changed = git("status", "--porcelain", "--untracked-files=no", ".").strip()
         return git("rev-parse", "--short=10", "HEAD").strip() + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
+        return _installed()
+
+
+def _installed() -> str:
+    try:
+        origin = json.loads(metadata.distribution("icd-book").read_text("direct_url.json") or "{}")
+        return str(origin["vcs_info"]["commit_id"])[:10]
+    except (metadata.PackageNotFoundError, LookupError, ValueError):
         return "installed"

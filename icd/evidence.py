@@ -17,7 +17,7 @@ from icd.pixels import Pixels
 
 
 @torch.no_grad()
-def predictions(model: nn.Module, data: Pixels, batch_size: int = 256) -> Tensor:
+def predictions(model: nn.Module, data: Pixels, batch_size: int = 64) -> Tensor:
     """The logits of every image, (N, C) float32 on the host, in the order of `data`."""
     device = next(model.parameters()).device
     was_training = model.training

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from filelock import FileLock
 
 from icd.checkpoint import RunError
+from icd.checks import nearest
 from icd.compare import Result, measure, read_results, write_results
+from icd.datasets import DataSet
+from icd.files import make_folder
 from icd.pixels import Pixels
 from icd.processes import is_main
-from icd.recipes import Figure, PublishedRun, published_runs
+from icd.recipes import Figure, PublishedRun, published_run, published_runs
 from icd.training import Learner
 
 TEST_IMAGES = {"cub200": 5_794, "cifar100": 10_000}
+#: What may differ from a published run that is the same experiment. (The same images may lie in any folder.)
+FREE = {"data.root", "recipe.seed", "recipe.precision", "recipe.sync_batch_norm", "recipe.compile"}
 
 
 class Line(NamedTuple):
@@ -26,38 +34,63 @@ class Line(NamedTuple):
     measured: tuple[float, ...]  # percent of the test images, one of each seed; empty where nobody ran it
 
 
-def enter(run: PublishedRun, learner: Learner, test: Pixels, folder: str | Path) -> Result:
+def command_of(run: PublishedRun, data: DataSet) -> str:
+    """The command that makes a run on these images: the recipe's, and all in which the run differs from it."""
+    origin = published_run(run.name)
+    text = f"python -m icd distil --recipe {run.name}"
+    if run.network != origin.network:
+        text += f" --network {run.network}"
+    if str(run.objective) != str(origin.objective):
+        text += f" --method {shlex.quote(str(run.objective))}"
+    kept = DataSet(origin.data, size=origin.size)
+    for group, now, then in (("data", data, kept), ("recipe", run.recipe, origin.recipe)):
+        published = asdict(then)
+        for name, value in asdict(now).items():
+            if value != published[name]:
+                text += f" --{group}.{name} {shlex.quote(_word(value))}"
+    return text
+
+
+def _word(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def enter(run: PublishedRun, learner: Learner, test: Pixels, data: DataSet, folder: str | Path) -> Result:
     """The row of a finished run in `folder/results.csv`, which is measured once and then read.
 
     Args:
         run: what was run, with the settings that it was run with.
         learner: the student, which has learned.
         test: the test images; none of them was looked at before.
+        data: which images it learned from, and how they are cut.
         folder: for the table; the one that holds the runs.
 
     Raises:
-        RunError: the run has not ended, the table is none, or it has another run of that name.
+        RunError: the run has not ended, the table is none, or it has another run of that name and seed.
     """
     if len(learner.history) != run.recipe.epochs:
         raise RunError(
             f"{run.name} has gone through {len(learner.history)} of {run.recipe.epochs} epochs: let it end, "
             "then measure it"
         )
-    table = Path(folder) / "results.csv"
-    rows = read_results(table) if table.exists() else []
-    for row in rows:
-        if (row.method, row.seed) == (run.name, run.recipe.seed):
-            if (row.epochs, row.objective, row.images) != (run.recipe.epochs, str(run.objective), len(test)):
-                raise RunError(
-                    f"{table} holds another run of {run.name} with seed {row.seed}: {row.epochs} epochs, "
-                    f"{row.images} images. Give this one another seed or folder"
-                )
-            return row
-    command = f"python -m icd distil --recipe {run.name} --recipe.seed {run.recipe.seed}"
-    row = measure(learner, test, network=run.network, seed=run.recipe.seed, command=command)
-    rows.append(replace(row, method=run.name))
-    if is_main():
-        write_results(table, rows)
+    if str(learner.objective) != str(run.objective):
+        raise RunError(f"{run.name} is {run.objective}, and the student learned by {learner.objective}")
+    table, command = Path(folder) / "results.csv", command_of(run, data)
+    make_folder(table.parent)
+    with FileLock(table.with_suffix(".lock")):  # two notebooks may end at once
+        rows = read_results(table) if table.exists() else []
+        for row in rows:
+            if (row.method, row.seed) == (run.name, run.recipe.seed):
+                if (row.command, row.images) != (command, len(test)):
+                    raise RunError(
+                        f"{table} has another run of {run.name} with seed {row.seed}: {row.images} images, "
+                        f"{row.command}. Give this one another folder, or take that row out"
+                    )
+                return row
+        measured = measure(learner, test, network=run.network, seed=run.recipe.seed, command=command)
+        rows.append(replace(measured, method=run.name))
+        if is_main():
+            write_results(table, rows)
     return rows[-1]
 
 
@@ -74,21 +107,32 @@ def beside(
         data: "cub200" or "cifar100".
         methods: which ones, as published; "teacher" and "student" are networks that learned alone.
         table: "top1" or "ablations".
+
+    Raises:
+        ValueError: nothing of that kind was published.
+        RunError: the table is none.
     """
+    runs = [run for run in published_runs().values() if run.table == f"{data}_{table}"]
+    known = sorted({run.method for run in runs})
+    for method in methods:
+        if method not in known:
+            hint = nearest(method, known)
+            raise ValueError(f'{data}_{table}.csv has no method "{method}":{hint} there are {known}')
     path = Path(folder) / "results.csv"
     rows = read_results(path) if path.exists() else []
-    lines = []
-    for run in published_runs().values():
-        if run.table != f"{data}_{table}" or run.method not in methods:
-            continue
-        wanted = (run.name, str(run.objective), run.network, run.recipe.epochs, TEST_IMAGES[data])
-        measured = [
-            100 * row.accuracy
-            for row in rows
-            if (row.method, row.objective, row.network, row.epochs, row.images) == wanted
-        ]
-        lines.append(Line(run, run.published(), tuple(measured)))
-    return lines
+    return [
+        Line(run, run.published(), tuple(100 * row.accuracy for row in rows if _is_of(row, run)))
+        for run in runs
+        if run.method in methods
+    ]
+
+
+def _is_of(row: Result, run: PublishedRun) -> bool:
+    """Whether a row is that of the published run, but for what is free."""
+    made = f"python -m icd distil --recipe {run.name}"
+    changed = {word.removeprefix("--") for word in shlex.split(row.command.removeprefix(made))[::2]}
+    whole = row.method == run.name and row.images == TEST_IMAGES[run.data]
+    return whole and row.command.startswith(made) and changed <= FREE
 
 
 def as_markdown(lines: Sequence[Line]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
@@ -172,20 +173,34 @@ class Photos:
         return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
 
     def fingerprint(self) -> str:
-        """A digest of everything that decides the decoded pixels: files, sizes, times, cut."""
+        """A digest of which images these are, and how they are cut: the same wherever their folder lies.
+
+        A file counts by its name below the folder that holds all of them, and by its bytes' number.
+        """
         digest = hashlib.sha256()
         for field in fields(self):
             if field.name in ("size", "crop", "resize") or (field.name == "margin" and self.crop == "box"):
                 digest.update(f"{field.name}={getattr(self, field.name)}\n".encode())
         if self.crop == "box" and self.boxes is not None:
             digest.update(np.ascontiguousarray(self.boxes).tobytes())
+        root = Path(os.path.commonpath([path.parent for path in self.paths])) if self.paths else Path()
         for path in self.paths:
-            try:
-                stat = path.stat()
-            except FileNotFoundError:
-                raise DataError(f"{path}: there is no such image") from None
-            digest.update(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+            digest.update(f"{path.relative_to(root).as_posix()}|{_stat(path).st_size}\n".encode())
         return digest.hexdigest()[:24]
+
+    def key(self) -> str:
+        """A digest of these very files: another where one was written again, or lies elsewhere."""
+        digest = hashlib.sha256(self.fingerprint().encode())
+        for path in self.paths:
+            digest.update(f"{path.resolve()}|{_stat(path).st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:24]
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such image") from None
 
 
 @contextmanager

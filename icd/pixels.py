@@ -217,7 +217,7 @@ def load(photos: Photos, *, folder: Path | None = None, progress: bool = True) -
         raise DataError("there are no images to load")
     stored = replace(photos, size=stored_size(photos.size))
     folder = folder or cache_folder() / "pixels"
-    key = stored.fingerprint()
+    key = stored.key()
     path, notes = folder / f"{key}.npy", folder / f"{key}.json"
     make_folder(folder)
     with FileLock(folder / f"{key}.lock"):  # a second process waits, then finds the work done
@@ -233,7 +233,7 @@ def load(photos: Photos, *, folder: Path | None = None, progress: bool = True) -
         classes=photos.classes,
         size=photos.size,
         mended=opened[1],
-        fingerprint=key,
+        fingerprint=stored.fingerprint(),
     )
 
 

@@ -230,6 +230,8 @@ def fit_together(
     talks = progress and accelerator.is_main_process
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # images are of one size: it pays to find the best convolution
+        torch.cuda.empty_cache()  # else what an earlier run left counts as taken
+        torch.cuda.reset_peak_memory_stats()
         if talks:
             students = [(learner.network, learner.objective) for learner in learners]
             print(memory_needed(students, teacher, data, own, recipe.pieces, accelerator))

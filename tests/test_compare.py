@@ -64,3 +64,23 @@ def test_differences_are_paired_by_seed_and_in_points(tmp_path):
     assert found["iCD-KD"].low == pytest.approx(2.0)
     write_results(tmp_path / "t.csv", rows)
     assert read_results(tmp_path / "t.csv") == rows
+
+
+def test_what_pip_installed_from_git_knows_its_commit(monkeypatch):
+    class Installed:
+        def __init__(self, text):
+            self.text = text
+
+        def read_text(self, name):
+            assert name == "direct_url.json"
+            return self.text
+
+    monkeypatch.setattr(comparison.subprocess, "run", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(comparison.subprocess, "CalledProcessError", ZeroDivisionError)
+    for text, said in (
+        ('{"url": "u", "vcs_info": {"vcs": "git", "commit_id": "0123456789abcdef"}}', "0123456789"),
+        ('{"url": "u", "dir_info": {}}', "installed"),
+        (None, "installed"),
+    ):
+        monkeypatch.setattr(comparison.metadata, "distribution", lambda _, text=text: Installed(text))
+        assert comparison.commit() == said

@@ -354,9 +354,6 @@ def test_the_fingerprint_changes_with_all_that_decides_pixels(two):
             two.subset([0]),
         )
     ]
-    stat = two.paths[0].stat()
-    os.utime(two.paths[0], ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000_000))
-    prints.append(two.fingerprint())
     assert len(set(prints)) == len(prints)
 
 
@@ -374,10 +371,26 @@ def test_the_fingerprint_stays_with_all_else(two):
     assert len({photos.fingerprint() for photos in same}) == 1
 
 
+def test_the_fingerprint_is_that_of_the_folder_elsewhere_and_the_key_is_not(two, tmp_path):
+    (tmp_path / "moved").mkdir()
+    there = [tmp_path / "moved" / path.name for path in two.paths]
+    for path, copy in zip(two.paths, there, strict=True):
+        copy.write_bytes(path.read_bytes())
+    moved = replace(two, paths=tuple(there))
+    assert (moved.fingerprint() == two.fingerprint(), moved.key() == two.key()) == (True, False)
+    before = two.fingerprint(), two.key()
+    stat = two.paths[0].stat()
+    os.utime(two.paths[0], ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000_000))
+    assert (two.fingerprint() == before[0], two.key() == before[1]) == (True, False)
+    there[0].write_bytes(there[0].read_bytes() + b"0")
+    assert moved.fingerprint() != before[0]
+
+
 def test_the_fingerprint_names_a_missing_file(two):
     two.paths[1].unlink()
-    with pytest.raises(DataError, match=r"b\.png: there is no such image"):
-        two.fingerprint()
+    for digest in (two.fingerprint, two.key):
+        with pytest.raises(DataError, match=r"b\.png: there is no such image"):
+            digest()
 
 
 # --- the reader's own folders
