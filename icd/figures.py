@@ -258,7 +258,7 @@ def _fit(pictures: list[Image.Image], max_bytes: int) -> list[bytes]:
         encoded = []
         for picture in pictures:
             buffer = BytesIO()
-            picture.save(buffer, format="webp", method=6 if len(pictures) < 60 else 4, **options)
+            picture.save(buffer, format="webp", method=4, **options)
             encoded.append(buffer.getvalue())
         if sum(map(len, encoded)) <= room:
             return encoded

@@ -35,7 +35,7 @@ class Line(NamedTuple):
 
 
 def command_of(run: PublishedRun, data: DataSet) -> str:
-    """The command that makes a run on these images: the recipe's, and all in which the run differs from it."""
+    """The command that makes a run on these images: the recipe's, and all that differs from it."""
     origin = published_run(run.name)
     text = f"python -m icd distil --recipe {run.name}"
     if run.network != origin.network:
