@@ -215,6 +215,7 @@ def quiet_pillow() -> Iterator[None]:
 
 
 def check_split(split: str) -> None:
+    """Raise unless a data set can have a split of that name."""
     known = ("train", "fit", "validation", "test")
     if split not in known:
         raise DataError(f'there is no split "{split}":{nearest(split, known)} There are {", ".join(known)}')
