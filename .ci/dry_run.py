@@ -27,12 +27,12 @@ def main(birds: str) -> None:
         )
         notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(given))
         NotebookClient(notebook, timeout=1800, kernel_name="python3").execute()
-        table = (Path(runs) / "results.csv").read_text(encoding="utf8")
+        tables = [path.read_text(encoding="utf8") for path in sorted(Path(runs).glob("**/results.csv"))]
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             if output.output_type == "stream" and output.name == "stdout":
                 print(output.text, end="")
-    print(table, end="")
+    print(*tables, sep="", end="")
 
 
 if __name__ == "__main__":
