@@ -33,7 +33,8 @@ def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
     if path.exists() and begun:
         there, here = flat(read_settings(path, advice="mend it, or delete it")), flat(settings)
         # A folder may be named otherwise or moved, and a comparison grow.
-        kept = {*there, *here} - {"folder", "methods", "seeds", "checkpoint_seconds"}
+        # "auto" is one precision on one card and another on the next: the checkpoint knows which it was.
+        kept = {*there, *here} - {"folder", "methods", "seeds", "checkpoint_seconds", "recipe.precision"}
         other = [name for name in sorted(kept) if there.get(name) != here.get(name)]
         if other:
             raise RunError(

@@ -91,8 +91,8 @@ class Checkpoint:
         self.began = self.saved = time.monotonic()
         # A run goes on only if all of this is as it was.
         self.settings = {
-            "recipe": json.loads(json.dumps(asdict(recipe))),
-            "precision": PRECISIONS[accelerator.mixed_precision],
+            "recipe": {k: v for k, v in json.loads(json.dumps(asdict(recipe))).items() if k != "precision"},
+            "precision": PRECISIONS[accelerator.mixed_precision],  # what "auto" came to
             "number of images behind a batch statistic": recipe.batch_size
             // (1 if recipe.sync_batch_norm else accelerator.num_processes),
             "objectives": {learner.name: str(learner.objective) for learner in learners},

@@ -174,11 +174,13 @@ def test_another_run_in_the_folder_is_not_overwritten(tmp_path):
     fit(small(), METHODS["alone"], data, QUICK, folder=tmp_path, progress=False)
     before = (tmp_path / "checkpoint.pt").read_bytes()
     other = Recipe(epochs=4, batch_size=16, schedule="one-cycle", precision="float32")
+    halved = replace(QUICK, precision="bf16")
     for change in (
         lambda: fit(small(), METHODS["alone"], data, other, folder=tmp_path, progress=False),
         lambda: fit(small(), 2.0 * cross_entropy(), data, QUICK, folder=tmp_path, progress=False),
         lambda: fit(SmallResNet(4), METHODS["alone"], data, QUICK, folder=tmp_path, progress=False),
         lambda: fit(small(), METHODS["alone"], stripes(seed=3), QUICK, folder=tmp_path, progress=False),
+        lambda: fit(small(), METHODS["alone"], data, halved, folder=tmp_path, progress=False),
     ):
         with pytest.raises(RunError, match="holds a run with another"):
             change()
