@@ -30,7 +30,7 @@ unit: $(READY) ## the tests of the package and the repository
 # Each chapter runs once, on a copy, from a fresh kernel. Its outputs go into the cache that `book` and `pages` read.
 chapters: $(READY) _build/inputs ## run every chapter
 	rm -rf build/chapters && mkdir -p build/chapters && cp $(CHAPTERS) build/chapters
-	$(BIN)/pytest --nbmake --overwrite --nbmake-timeout=300 build/chapters
+	$(BIN)/pytest --nbmake --overwrite --nbmake-timeout=1200 build/chapters
 	$(BIN)/python .ci/keep_outputs.py _build/.jupyter_cache build/chapters/*.ipynb
 
 pages: $(READY) _build/inputs ## look at the built book in a headless browser

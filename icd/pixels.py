@@ -87,7 +87,7 @@ class Pixels:
         return replace(self, images=self.images[where], labels=self.labels[where], fingerprint=digest)
 
     def steps(self, batch_size: int) -> int:
-        """Full batches in an epoch; the last short one is dropped, as published."""
+        """Full batches in an epoch; the last short one is dropped, as the published runs do on CUB-200."""
         return max(len(self) // batch_size, 1)
 
     def training_batch(
