@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from icd.checkpoint import RunError
 from icd.objective import Objective
-from icd.pixels import Pixels
+from icd.pixels import Pixels, fits
 from icd.scores import score
 
 # What stays after autocast is asked for a type; float32 is no autocast at all.
@@ -59,12 +59,9 @@ def memory_needed(
     images: int,
     pieces: int,
     accelerator: Accelerator,
-) -> str:
-    """A sentence for the log, before the first step; with advice where a GPU's memory may not do.
-
-    `data`, and `images` of it in a batch, are what this GPU will be given.
-    """
-    need = step_bytes(
+) -> int:
+    """`step_bytes` of a run on `images` of `data` in a batch: what this process's GPU will be given."""
+    return step_bytes(
         students,
         teacher,
         images=images,
@@ -73,14 +70,12 @@ def memory_needed(
         precision=accelerator.mixed_precision,
         pieces=pieces,
     )
-    free, total = torch.cuda.mem_get_info(accelerator.device)
-    return say_memory(need, free, total)
 
 
 def say_memory(need: int, free: int, total: int) -> str:
-    """Bytes in a sentence; a GPU's libraries need some of what is free as well."""
+    """Bytes in a sentence, before the first step; with advice where a GPU's memory may not do."""
     text = f"a step takes about {need / 1e9:.1f} of the GPU's {total / 1e9:.1f} GB; {free / 1e9:.1f} are free"
-    return f"{text}. That may not do. {ADVICE}" if need > 0.9 * free - 5e8 else text
+    return text if fits(need, free) else f"{text}. That may not do. {ADVICE}"
 
 
 @contextmanager

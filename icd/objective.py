@@ -241,9 +241,9 @@ def _spell(term: str, *positional: str, **arguments: Any) -> str:
     return f"{term}({', '.join([*positional, *named])})"
 
 
-#: The command line's names. Weights, temperatures and warm-ups are the papers'. Beta is 2 once regions are compared,
-#: as iCD's authors have it, for SD-DKD too: it shall differ from iCD-DKD in the clustering term alone. NKD follows
-#: its formula, and takes `exclude_target=False` for what its published code does.
+#: The command line's names. Weights, temperatures and warm-ups are the papers'. Beta is 2 once regions are
+#: compared, as iCD's authors have it, for SD-DKD too: it shall differ from iCD-DKD in the clustering term
+#: alone. NKD follows its formula, and takes `exclude_target=False` for what its published code does.
 METHODS: dict[str, Objective] = {
     "alone": Objective((cross_entropy(),)),
     "KD": 0.1 * cross_entropy() + 0.9 * whole_image(kd_loss, temperature=4),

@@ -75,10 +75,11 @@ class Pixels:
         """The same images, held on `device`: 196 kB each at 256 pixels."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
-    def near(self, device: torch.device) -> Pixels:
-        """The same images, on a GPU that has three times their room free; else where they are."""
-        roomy = device.type == "cuda" and 3 * self.images.nbytes < torch.cuda.mem_get_info(device)[0]
-        return self.to(device) if roomy else self
+    def near(self, device: torch.device, need: int) -> Pixels:
+        """These images, on a GPU with room for them beside `need` bytes for a step, else where they lie."""
+        if device.type != "cuda" or not fits(self.images.nbytes + need, torch.cuda.mem_get_info(device)[0]):
+            return self
+        return self.to(device)
 
     def subset(self, rows: np.ndarray) -> Pixels:
         """The images at `rows`, in that order (or of a mask (N,)), with the same classes."""
@@ -128,7 +129,10 @@ class Pixels:
     ) -> tuple[Tensor, Tensor]:
         """Squares of images; `cuts` (4, B) says of which row, from which top and left, whether mirrored."""
         here, size = self.images.device, self.size
-        labels = self.labels[torch.from_numpy(cuts[0]).to(here)].to(device, non_blocking=True)
+        where = torch.from_numpy(cuts).to(
+            here, non_blocking=True
+        )  # else the host waits for the GPU's last step
+        labels = self.labels[where[0]].to(device, non_blocking=True)
         if here.type == device.type == "cpu":
             rows, out = _rows((cuts.shape[1], 3, size, size), device, out)
             shift, scale = _shift_and_scale(rows, size, self.mean, self.std)
@@ -142,7 +146,7 @@ class Pixels:
             for place, square in enumerate(self._squares(cuts)):
                 squares[place] = square
         else:
-            squares = _gather(self.images, torch.from_numpy(cuts).to(here, non_blocking=True), size)
+            squares = _gather(self.images, where, size)
         images = squares.to(device, non_blocking=True).permute(0, 3, 1, 2)
         return normalise(images, out, self.mean, self.std), labels
 
@@ -150,6 +154,11 @@ class Pixels:
         for row, top, left, mirrored in cuts.T.tolist():
             square = self.images[row, top : top + self.size, left : left + self.size]
             yield square.flip(1) if mirrored else square
+
+
+def fits(need: int, free: int) -> bool:
+    """Whether so many bytes go into what a GPU has free, of which its libraries take some as well."""
+    return need < 0.9 * free - 5e8
 
 
 @lru_cache(maxsize=2)

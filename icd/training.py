@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from icd.budget import memory_needed, memory_to_spare, peak_megabytes, time_left
+from icd.budget import memory_needed, memory_to_spare, peak_megabytes, say_memory, time_left
 from icd.checkpoint import Checkpoint, NonFiniteLoss, RunError, check_run, stop_politely
 from icd.checks import check_recipe
 from icd.evidence import accuracy
@@ -108,6 +108,12 @@ class Learner:
         )
         scoring = compiled(Scoring(self.network), recipe)
         self.scoring, self.optimizer = accelerator.prepare(scoring, optimizer)
+        # Without Accelerate's wrapper, which copies all that a network says to float32 under autocast.
+        accelerator.unwrap_model(self.scoring, keep_fp32_wrapper=False)
+        if recipe.momentum:
+            # The fused step leaves new momenta unwritten where loss scaling skips it: they begin at zero.
+            for weight in self.network.parameters():
+                self.optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         self.accelerator, self.clip, self.pieces = accelerator, recipe.clip, recipe.pieces
         self.columns = (*self.objective.names, "train_accuracy")
         self.sums = [0.0] * len(self.columns)  # over the epoch's steps so far
@@ -117,7 +123,8 @@ class Learner:
         """One step of SGD; nothing here waits for the device."""
         said = []
         for piece in split(len(images), self.pieces):
-            scores = self.scoring(images[piece])
+            with self.accelerator.autocast():
+                scores = self.scoring(images[piece])
             told = None if teacher is None else teacher.rows(piece)
             loss, parts = self.objective(scores, told, target[piece], epoch)
             self.accelerator.backward(loss / self.pieces)
@@ -232,10 +239,14 @@ def fit_together(
         torch.backends.cudnn.benchmark = True  # images are of one size: it pays to find the best convolution
         torch.cuda.empty_cache()  # else what an earlier run left counts as taken
         torch.cuda.reset_peak_memory_stats()
+        students = [(learner.network, learner.objective) for learner in learners]
+        need = memory_needed(students, teacher, data, own, recipe.pieces, accelerator)
+        data, validation = (
+            data.near(device, need),
+            None if validation is None else validation.near(device, need),
+        )
         if talks:
-            students = [(learner.network, learner.objective) for learner in learners]
-            print(memory_needed(students, teacher, data, own, recipe.pieces, accelerator))
-        data, validation = data.near(device), None if validation is None else validation.near(device)
+            print(say_memory(need, *torch.cuda.mem_get_info(device)))
     for learner in learners:
         learner.start(recipe, accelerator)
     if teacher is not None:

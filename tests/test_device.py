@@ -1,10 +1,12 @@
 """What matters on a GPU, shown without one: no waiting for the device, and no tensor on the wrong one."""
 
 import runpy
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import ROOT
+from test_training import stripes
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -13,6 +15,7 @@ from icd.objective import METHODS
 from icd.training import Learner, Recipe, make_accelerator
 from icd.zoo import SmallResNet
 
+CPU = torch.device("cpu")
 # Operators that make the host wait for a device: a number or a shape is needed before going on.
 WAITING = {
     "aten::_local_scalar_dense",
@@ -73,6 +76,34 @@ def test_the_terms_take_few_operators_and_wait_for_none():
     assert ours < counts["written plainly"][0] * 0.6
     assert ours < counts["region by region"][0] / 3
     assert counts["written plainly"][1] > 0
+
+
+class NoBlockingCopy(TorchDispatchMode):
+    """Refuses copies to a device for which the host waits until all that the device has to do is done."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function._schema.name == "aten::_to_copy" and torch.device(kwargs.get("device") or "cpu") != CPU:
+            assert kwargs.get("non_blocking"), "this copy waits for the device"
+            self.copies += 1
+        return function(*args, **kwargs)
+
+    copies = 0
+
+
+@pytest.mark.parametrize("held", ["cpu", "cuda"])
+def test_a_batch_is_cut_and_sent_without_waiting_for_the_device(held, monkeypatch):
+    def constant(like, *_):  # made once on a real device, and for every batch on this one
+        return like.new_zeros(like.shape[-1]), like.new_ones(like.shape[-1])
+
+    monkeypatch.setattr("icd.pixels._shift_and_scale", constant)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        data = replace(stripes(16), size=12)
+        data = data.to(held) if held == "cuda" else data
+        with NoBlockingCopy() as guard:
+            images, target = data.training_batch(0, 0, 0, 8, torch.device("cuda"))
+    assert images.device.type == target.device.type == "cuda"
+    assert guard.copies > 0
 
 
 @pytest.fixture

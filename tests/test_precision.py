@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from test_training import stripes
 
-from icd.objective import METHODS
+from icd.objective import METHODS, Objective, Term
 from icd.scores import Scoring, score
 from icd.training import Learner, Recipe, fit, make_accelerator
 from icd.zoo import SmallResNet
@@ -81,6 +81,44 @@ def curve(precision, method, data, teacher):
     losses = torch.stack(learner.waiting)[:, :-1].sum(1)
     assert losses.isfinite().all()
     return np.convolve(losses, np.full(10, 0.1), "valid")
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_steps_that_loss_scaling_skips_leave_no_mark(fused, data, teacher, monkeypatch):
+    """PyTorch's fused SGD, which a GPU is given, leaves new momenta as memory had them where it skips."""
+    sgd = torch.optim.SGD
+    monkeypatch.setattr(torch.optim, "SGD", lambda *given, **named: sgd(*given, **named | {"fused": fused}))
+    monkeypatch.setattr("test_precision.SCALE", 2.0**40)
+    monkeypatch.setattr(torch, "empty_like", lambda like, **how: torch.full_like(like, 1e30, **how))
+    accelerator, recipe = accelerator_of("fp16"), Recipe(batch_size=BATCH, learning_rate=0.002)
+    learner = Learner(small(2), METHODS["alone"])
+    learner.start(recipe, accelerator)
+    before, skipped = [weight.clone() for weight in learner.network.parameters()], 0
+    images, target = data.training_batch(0, 0, 0, BATCH)
+    for _ in range(40):
+        learner.step(images, target, None, 1, recipe.rate(0))
+        if not learner.optimizer.step_was_skipped:
+            break
+        skipped += 1
+    assert 3 < skipped < 40
+    for weight, was in zip(learner.network.parameters(), before, strict=True):
+        momentum = learner.optimizer.state[weight]["momentum_buffer"]
+        torch.testing.assert_close(weight, was - 0.002 * momentum)
+        assert momentum.abs().max() < 1e3
+
+
+def test_what_a_network_says_in_half_precision_is_not_copied_to_float32(data):
+    learner, seen = Learner(small(2), METHODS["alone"]), []
+
+    def watching(student, teacher, target):
+        seen.extend([student.features, *student.stages])
+        return student.logits.float().sum()
+
+    learner.objective = Objective((Term("watching", "watching()", watching, needs_teacher=False),))
+    learner.start(Recipe(batch_size=BATCH), make_accelerator("bf16"))
+    learner.step(*data.training_batch(0, 0, 0, BATCH), None, 1, 0.1)
+    assert len(seen) > 1
+    assert {said.dtype for said in seen} == {torch.bfloat16}
 
 
 @pytest.mark.slow

@@ -61,7 +61,8 @@ def test_settings_are_those_of_the_published_runs():
         if run.method == "DKD":
             beta = 6.0 if run.pair.startswith("VGG13") or run.name in ODD_BETA else 8.0
         given = [float(value) for value in re.findall(r"(?:beta|gamma)=([\d.]+)", text)]
-        assert given == ([1.5] if run.method == "NKD" else [beta] if run.method[-3:] in ("DKD", "NKD") else [])
+        expected = {"NKD": [1.5]}.get(run.method, [beta] if run.method.endswith(("DKD", "NKD")) else [])
+        assert given == expected
         assert ("exclude_target=False" in text) == ("NKD" in run.method)
         assert (".warmed_up(20)" in text) == ("DKD" in run.method or "NKD" in run.method)
         tiny_map = run.data == "cifar100" and run.network == "MobileNetV2"  # 2 x 2
