@@ -52,7 +52,7 @@ def within(groups: Sequence[int] | np.ndarray, logits: Tensor, labels: Tensor) -
 
 
 class Interval(NamedTuple):
-    """A mean with the bounds of its confidence interval."""
+    """A mean with the bounds of its confidence interval, printed with two decimals."""
 
     mean: float
     low: float
@@ -61,7 +61,8 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         verdict = "no difference seen" if self.low <= 0 <= self.high else "a difference"
-        return f"{self.mean:+.4g} [{self.low:+.4g}, {self.high:+.4g}] over {self.pairs} seeds: {verdict}"
+        mean, low, high = (round(value, 2) + 0.0 for value in self[:3])  # 0.0: no "-0.00"
+        return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}] over {self.pairs} seeds: {verdict}"
 
 
 def paired_interval(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Interval:
