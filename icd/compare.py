@@ -145,7 +145,7 @@ def measure(
 
 
 def differences(rows: Sequence[Result], baseline: str) -> dict[str, Interval]:
-    """How much better each method is than `baseline`, in points of accuracy, paired by seed.
+    """How many points better each method is than `baseline`, by seed (chapters 2 and 6).
 
     Methods with fewer than two seeds in common with the baseline are left out.
     """

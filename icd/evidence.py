@@ -33,7 +33,9 @@ def accuracy(model: nn.Module, data: Pixels) -> float:
 
 
 def within(groups: Sequence[int] | np.ndarray, logits: Tensor, labels: Tensor) -> float:
-    """Of the wrong answers, the share that stays inside the right group (a bird's family, say).
+    """Of the wrong answers, the share that stays inside the right group (chapter 1).
+
+    A group is a bird's family, say.
 
     Args:
         groups: the group of each class, (C,).
@@ -50,7 +52,7 @@ def within(groups: Sequence[int] | np.ndarray, logits: Tensor, labels: Tensor) -
 
 
 class Interval(NamedTuple):
-    """A mean with the bounds of its confidence interval."""
+    """A mean with the bounds of its confidence interval, printed with two decimals."""
 
     mean: float
     low: float
@@ -59,14 +61,15 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         verdict = "no difference seen" if self.low <= 0 <= self.high else "a difference"
-        return f"{self.mean:+.4g} [{self.low:+.4g}, {self.high:+.4g}] over {self.pairs} seeds: {verdict}"
+        mean, low, high = (round(value, 2) + 0.0 for value in self[:3])  # 0.0: no "-0.00"
+        return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}] over {self.pairs} seeds: {verdict}"
 
 
 def paired_interval(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The mean of `a - b`, run by run with the same seed, and its Student t interval.
+    """The mean of `a - b`, pairs of one seed, and its Student t interval (chapters 2 and 6).
 
     Raises:
-        ValueError: fewer than two pairs, lists of different length, or numbers that are not finite.
+        ValueError: fewer than two pairs, lists of different length, or what is not finite.
     """
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(
@@ -85,10 +88,10 @@ def paired_interval(a: Sequence[float], b: Sequence[float], confidence: float = 
 
 
 def groups(likeness: np.ndarray, counts: Sequence[int] | np.ndarray) -> np.ndarray:
-    """The things that each matrix compares, in groups: average linkage on `1 - likeness` (chapter 4).
+    """The things that each matrix compares, in groups: average linkage (chapter 4).
 
-    Each thing starts as a group of its own. The two groups that are nearest, by the mean over their
-    pairs, become one, until as many are left as were asked for.
+    Each thing starts as a group of its own. The two groups that are nearest, by the mean of
+    `1 - likeness` over their pairs, become one, until as many are left as were asked for.
 
     Args:
         likeness: symmetric, at most 1, ones on the diagonal: Gram matrices (N, n, n).
@@ -98,8 +101,8 @@ def groups(likeness: np.ndarray, counts: Sequence[int] | np.ndarray) -> np.ndarr
         The group of each thing, counted from 0, (N, n) int64.
 
     Raises:
-        ValueError: shapes that do not fit, a number of groups that there cannot be, or a likeness that is
-            not finite.
+        ValueError: shapes that do not fit, a number of groups that there cannot be, or a
+            likeness that is not finite.
     """
     likeness, counts = np.asarray(likeness, dtype=float), np.asarray(counts)
     if likeness.ndim != 3 or likeness.shape[1] != likeness.shape[2] or counts.shape != likeness.shape[:1]:
@@ -118,11 +121,11 @@ def groups(likeness: np.ndarray, counts: Sequence[int] | np.ndarray) -> np.ndarr
 
 
 def adjusted_mutual_information(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """How far two groupings of the same n things agree beyond chance (Vinh et al. 2010; chapter 4).
+    """How far two groupings of n things agree beyond chance (Vinh et al. 2010; chapter 4).
 
-    `(MI - E[MI]) / (mean entropy - E[MI])`: 1 where they are the same, 0 on average where one is
-    shuffled. It is scikit-learn's `adjusted_mutual_info_score` for N pairs at once: checking the
-    arguments of sixteen things takes that one many times as long as the sum.
+    `(MI - E[MI]) / (mean entropy - E[MI])`: 1 where they are the same, 0 on average where one
+    is shuffled. It is scikit-learn's `adjusted_mutual_info_score` for N pairs at once, which
+    spends far longer on checking the arguments of sixteen things than on the sum.
 
     Args:
         first, second: the group of each thing, integers from 0, (N, n).

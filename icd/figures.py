@@ -46,6 +46,9 @@ PALETTE = {
     "CRD": "#602b76",
     "SemCKD": "#602b76",
 }
+#: For what is no method: as clear of `PAPER`, and told apart from each other and from all of `PALETTE`, with
+#: any colour vision too. Lines that nobody gave a colour take these in turn, so that none poses as a method.
+NEUTRAL = {"wine": "#923161", "olive": "#55550c", "sand": "#b68661"}
 #: What sets the members of a family apart.
 _DASHES = {"DKD": "--", "NKD": ":", "CRD": "--", "SemCKD": ":"}
 
@@ -71,7 +74,7 @@ _STYLE: Any = {
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
-    "axes.prop_cycle": cycler(color=["#468fce", "#e86304", "#196033", "#602b76", INK, "#8a8a8a"]),
+    "axes.prop_cycle": cycler(color=list(NEUTRAL.values())),
     "grid.color": "#dcd9cf",
     "grid.linewidth": 0.8,
     "text.color": INK,

@@ -79,7 +79,7 @@ def dkd_loss(
     Args:
         student, teacher: logits (B, C), C at least 2.
         target: labels (B,), int64.
-        alpha, beta: weights of the two parts. The paper's beta is 8; iCD's configuration has 2.
+        alpha, beta: weights of the two parts. The paper's beta is 8; iCD's runs have 2.
         temperature: T > 0.
         reduction: "mean" or "none".
 
@@ -87,8 +87,8 @@ def dkd_loss(
         A scalar, or (B,) with `reduction="none"`.
 
     Raises:
-        ValueError: shapes that differ, fewer than two classes, a temperature that is not positive, a
-            negative weight.
+        ValueError: shapes that differ, fewer than two classes, a temperature that is not
+            positive, a negative weight.
     """
     check_logits("dkd_loss", student, teacher, target)
     check_positive("temperature", temperature)
@@ -99,7 +99,10 @@ def dkd_loss(
             _target_or_not(teacher, target, label, temperature),
             _target_or_not(student, target, label, temperature),
         )
-        nckd = divergence(log_softmax(teacher, temperature, label), log_softmax(student, temperature, label))
+        nckd = divergence(
+            log_softmax(teacher, temperature, label),
+            log_softmax(student, temperature, label),
+        )
         return _reduce(temperature**2 * (alpha * tckd + beta * nckd), reduction)
 
 
@@ -115,24 +118,24 @@ def nkd_loss(
 ) -> Tensor:
     """Normalised knowledge distillation (Yang et al. 2023, equation 7; chapter 2).
 
-    `-p_t[y] log p_s[y] - gamma T^2 sum_{i != y} q_t[i] log q_s[i]`, with p at temperature 1 and
-    q the softmax at T over the classes other than the target y.
+    `-p_t[y] log p_s[y] - gamma T^2 sum_{i != y} q_t[i] log q_s[i]`, with p at temperature 1
+    and q the softmax at T over the classes other than the target y.
 
     Args:
         student, teacher: logits (B, C), C at least 2.
         target: labels (B,), int64.
         temperature: T > 0 of the non-target part.
         gamma: weight of the non-target part.
-        exclude_target: True is the formula. False is what the published code computes: its mask
-            removes no class, so q is the softmax over all of them.
+        exclude_target: True is the formula. False is what the published code computes: its
+            mask removes no class, so q is the softmax over all of them.
         reduction: "mean" or "none".
 
     Returns:
         A scalar, or (B,) with `reduction="none"`. A cross-entropy: not zero where both agree.
 
     Raises:
-        ValueError: shapes that differ, fewer than two classes, a temperature that is not positive, a
-            negative weight.
+        ValueError: shapes that differ, fewer than two classes, a temperature that is not
+            positive, a negative weight.
     """
     check_logits("nkd_loss", student, teacher, target)
     check_positive("temperature", temperature)
@@ -156,10 +159,11 @@ def scale_decoupled_loss(
     teacher_logits: Tensor | None = None,
     **base_arguments: Any,
 ) -> Tensor:
-    """A logit loss applied to every region (scale-decoupled distillation, Wei et al. 2024; chapter 3).
+    """A logit loss applied to every region (Wei et al. 2024; chapter 3).
 
-    A region counts 1 where the teacher judges it as it judges the whole image, both right or
-    both wrong about the label (consistent), and `complementary` where the two differ.
+    This is scale-decoupled distillation. A region counts 1 where the teacher judges it as it
+    judges the whole image, both right or both wrong about the label (consistent), and
+    `complementary` where the two differ.
 
     Args:
         base: `kd_loss`, `dkd_loss`, `nkd_loss`, or any loss with their signature.
@@ -202,11 +206,12 @@ def gram(local: Tensor, centre: bool = False) -> Tensor:
 
     Args:
         local: region logits (B, n, C).
-        centre: subtract each region's mean over classes first, so that a shift of all its logits is not seen.
+        centre: subtract each region's mean over classes first, so that a shift of all its
+            logits is not seen.
 
     Returns:
-        (B, n, n), symmetric, ones on the diagonal; zeros for a region whose logits are all zero,
-        which looks like nothing.
+        (B, n, n), symmetric, ones on the diagonal; zeros for a region whose logits are all
+        zero, which looks like nothing.
     """
     if local.ndim != 3:
         raise ValueError(f"gram: region logits have shape {tuple(local.shape)}: expected (B, n, C)")
@@ -224,11 +229,12 @@ def icd_loss(
     diagonal: bool = True,
     reduction: Literal["sum", "mean"] = "sum",
 ) -> Tensor:
-    """Implicit clustering distillation (Xue et al. 2025; chapters 4 and 5), without its factor gamma.
+    """Implicit clustering distillation (Xue et al. 2025; chapters 4 and 5).
 
-    `sum_m w_m (1/B) sum_rows KL(softmax(G_t / tau) || softmax(G_s / tau))`, G the Gram matrix of
-    a scale. A Gram matrix has no class axis: student and teacher may have other classes.
-    The defaults are the published loss; `centre`, `diagonal` and `reduction` correct it.
+    `sum_m w_m (1/B) sum_rows KL(softmax(G_t / tau) || softmax(G_s / tau))`, G the Gram matrix
+    of a scale; the factor gamma is left to the objective. A Gram matrix has no class axis:
+    student and teacher may have other classes. The defaults are the published loss; `centre`,
+    `diagonal` and `reduction` correct it.
 
     Args:
         student_local: region logits (B, N, C_s), regions in the order of `scales`.
@@ -236,8 +242,8 @@ def icd_loss(
         scales: positive integers; N is the sum of their squares. A 1 adds nothing: its Gram
             matrix is the number 1.
         temperature: tau > 0. Cosines lie in [-1, 1], so 2 makes nearly flat rows.
-        weights: one for each scale. Published: proportional to 1 + log2(m), that is 1, 2, 3 for
-            1, 2, 4, summing to 1 over the scales in use.
+        weights: one for each scale. Published: proportional to 1 + log2(m), that is 1, 2, 3
+            for 1, 2, 4, summing to 1 over the scales in use.
         centre: subtract each region's mean over classes first: a shift of all logits, which no
             softmax can see, then no longer changes the cosines.
         diagonal: False leaves each region's likeness to itself, always 1, out of its row.
@@ -275,7 +281,7 @@ def icd_loss(
 
 
 def scale_weights(scales: Sequence[int]) -> tuple[float, ...]:
-    """The published weight of each scale: proportional to 1 + log2(m), summing to 1 (chapter 5)."""
+    """The published weight of each scale: as 1 + log2(m), summing to 1 (chapter 5)."""
     raw = [1 + math.log2(m) for m in check_scales(scales)]
     return tuple(w / sum(raw) for w in raw)
 

@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# What a loss of one's own is made of; the rest saves time.
+__all__ = ["cosines", "divergence", "full_precision", "leave_out", "log_softmax", "temper"]
+
 T = TypeVar("T")
 
 # Beyond this a softmax in float32 could meet inf - inf; no score of a network is as large.
@@ -28,12 +31,13 @@ def full_precision(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def temper(scores: Tensor, temperature: float = 1.0) -> Tensor:
-    """Scores divided by a temperature, kept where differences of two are finite."""
-    return F.hardtanh(scores / temperature, -HUGE, HUGE)  # a clamp, whose gradient takes one pass, not five
+    """Scores divided by a temperature, and kept where differences are finite (chapter 1)."""
+    # A clamp, whose gradient takes one pass, not five.
+    return F.hardtanh(scores / temperature, -HUGE, HUGE)
 
 
 def log_softmax(scores: Tensor, temperature: float = 1.0, out: Tensor | None = None) -> Tensor:
-    """Log-probabilities over the last axis; the entries `out` are left out where it is given (chapter 1)."""
+    """Log-probabilities over the last axis; entries `out` are left out (chapter 1)."""
     tempered = temper(scores, temperature)
     return (tempered if out is None else leave_out(tempered, out)).log_softmax(-1)
 
@@ -44,18 +48,22 @@ def leave_out(tempered: Tensor, out: Tensor) -> Tensor:
 
 
 def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) over the last axis, from log-probabilities; exactly 0 where both are the same."""
+    """KL(p || q) over the last axis, from log-probabilities (chapter 2).
+
+    Exactly 0 where both are the same.
+    """
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def cosines(vectors: Tensor, centre: bool = False) -> Tensor:
-    """Cosines between the n vectors of each set, (B, n, C) -> (B, n, n), symmetric to the bit.
+    """Cosines between the n vectors of each set, (B, n, C) -> (B, n, n) (chapter 4).
 
-    They are inner products divided by lengths, and the squared lengths stand on the products' diagonal.
-    A cosine does not change with a vector's length. So the largest entry is divided out first, that products
-    neither overflow nor vanish, and is a constant to the gradient for the same reason. With `centre`, the
-    mean of each vector's entries is subtracted. A vector of zeros, or one that centring leaves nothing but
-    rounding of, has no direction: its cosines are zero, with itself too.
+    They are inner products divided by lengths, and the squared lengths stand on the products'
+    diagonal. The result is symmetric to the bit. A cosine does not change with a vector's
+    length. So the largest entry is divided out first, that products neither overflow nor
+    vanish, and is a constant to the gradient for the same reason. With `centre`, the mean of
+    each vector's entries is subtracted. A vector of zeros, or one that centring leaves nothing
+    but rounding of, has no direction: its cosines are zero, with itself too.
     """
     largest = vectors.detach().abs().amax(-1, keepdim=True)
     scaled = vectors / F.threshold(largest, TINY, 1.0)
@@ -64,7 +72,8 @@ def cosines(vectors: Tensor, centre: bool = False) -> Tensor:
     products = torch.bmm(scaled, scaled.mT)
     squares = products.diagonal(dim1=1, dim2=2)
     rounding = vectors.shape[-1] * torch.finfo(vectors.dtype).eps
-    inverse = F.threshold(squares, rounding**2, math.inf).rsqrt()  # 1 / length, 0 without a direction
+    # 1 / length, 0 without a direction.
+    inverse = F.threshold(squares, rounding**2, math.inf).rsqrt()
     return products * (inverse[:, :, None] * inverse[:, None, :])
 
 

@@ -63,7 +63,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Objective:
-    """A weighted sum of terms."""
+    """A weighted sum of terms (chapter 6)."""
 
     terms: tuple[Term, ...]
 
@@ -127,7 +127,10 @@ class Objective:
 
 
 def cross_entropy() -> Term:
-    """The student's logits against the labels: what it is trained for without a teacher."""
+    """The student's logits against the labels (chapter 1).
+
+    It is what a student is trained for without a teacher.
+    """
 
     def function(student: Scores, teacher: Scores | None, target: Tensor) -> Tensor:
         return F.cross_entropy(student.logits.float(), target)
@@ -136,7 +139,10 @@ def cross_entropy() -> Term:
 
 
 def whole_image(loss: Callable[..., Tensor], **arguments: Any) -> Term:
-    """A logit loss (`kd_loss`, `dkd_loss`, `nkd_loss`) between the image-level logits of both."""
+    """A logit loss between the image-level logits of both (chapter 2).
+
+    `loss` is `kd_loss`, `dkd_loss`, `nkd_loss`, or any with their signature.
+    """
 
     def function(student: Scores, teacher: Scores | None, target: Tensor) -> Tensor:
         assert teacher is not None
@@ -154,7 +160,10 @@ def scale_decoupled(
     repeat: bool = False,
     **arguments: Any,
 ) -> Term:
-    """A logit loss between the local logits of both, region by region: `icd.losses.scale_decoupled_loss`."""
+    """A logit loss between the local logits of both, region by region (chapter 3).
+
+    It is `icd.losses.scale_decoupled_loss`.
+    """
     scales = check_scales(scales)
     _check_names(arguments, scale_decoupled_loss, loss)
 
@@ -174,9 +183,10 @@ def clustering(
     repeat: bool = False,
     **arguments: Any,
 ) -> Term:
-    """Gram matrices of local logits compared by KL: `icd.losses.icd_loss`. Published weight: 2.
+    """Gram matrices of local logits compared by KL (chapters 4 and 5).
 
-    Student and teacher need not have the same classes.
+    It is `icd.losses.icd_loss`. Published weight: 2. Student and teacher need not have the
+    same classes.
     """
     scales = check_scales(scales)
     _check_names(arguments, icd_loss)

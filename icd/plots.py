@@ -16,25 +16,38 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from icd.evidence import Interval
-from icd.figures import INK, PALETTE, colour
+from icd.figures import INK, PALETTE, colour, line_style
+
+#: The method that a term makes, whose colour it takes, and the term in words.
+_TERMS = {name.lower().replace("-", "_"): (name, name) for name in PALETTE}
+_TERMS |= {"clustering": ("iCD-KD", "clustering"), "cross_entropy": ("student", "cross-entropy")}
 
 
 def term_curves(history: Sequence[Mapping[str, Any]], terms: Sequence[str]) -> Figure:
     """The weighted value of each term, epoch by epoch, on a logarithmic axis.
 
-    `history` is what `icd.training.fit` returns.
+    `history` is what `icd.training.fit` returns. A term has the colour of the method that it makes: `sd_kd`
+    that of SD-KD, `clustering` that of iCD, `cross_entropy` the student's; any other takes one of `NEUTRAL`.
     """
     figure, axis = plt.subplots()
     epochs = [row["epoch"] for row in history]
     for term in terms:
         if lacking := [row["epoch"] for row in history if term not in row]:
             raise ValueError(f'the log of epoch {lacking[0]} has no term "{term}"')
-    for term, dash in zip(terms, ("-", "--", ":", "-.") * len(terms), strict=False):
-        axis.plot(epochs, [row[term] for row in history], dash, label=term.replace("_", " "))
+    for term in terms:
+        axis.plot(epochs, [row[term] for row in history], **_term_style(term))
     axis.set(xlabel="epoch", ylabel="weighted loss", yscale="log")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend()
     return figure
+
+
+def _term_style(term: str) -> dict[str, Any]:
+    """Keyword arguments for `Axes.plot`: the line of a term, and its name in words."""
+    if term not in _TERMS:
+        return {"label": term.replace("_", " ")}
+    method, words = _TERMS[term]
+    return line_style(method) | {"label": words}
 
 
 def seeds_and_means(scores: Mapping[str, Sequence[float]], xlabel: str) -> Figure:

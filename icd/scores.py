@@ -26,7 +26,10 @@ class _Fields(NamedTuple):
 
 
 class Scores(_Fields):
-    """One batch, gone once through one network: `logits`, `features`, `head`, `stages`."""
+    """One batch, gone once through one network (chapter 3).
+
+    `logits`, `features`, `head`, `stages`.
+    """
 
     def local(
         self, scales: Scales = (1, 2, 4), pooling: Pooling = "adaptive", repeat: bool = False
@@ -52,7 +55,7 @@ class Scores(_Fields):
 
 
 def score(model: nn.Module, images: Tensor) -> Scores:
-    """Send images (B, 3, H, W) once through `model` and keep what it said on the way.
+    """Send images (B, 3, H, W) once through `model`, keep what it said on the way (chapter 3).
 
     `model` has a linear `head` over the average of its last map, and `maps(images)` that
     returns that map (B, D, h, w) and the tuple of its stages' maps: every network of
@@ -140,8 +143,9 @@ def local_logits(
         )
     with full_precision(features) as (features,):
         cells, blocks = _plan(features, height, width, scales, pooling)
-        # (B, cells, D), in memory too, as the head reads them. Of one grid over a map that lies channels last
-        # in a CPU's memory, PyTorch's own pooling does the same in half the time.
+        # (B, cells, D), in memory too, as the head reads them. Of one grid over a map that
+        # lies channels last in a CPU's memory, PyTorch's own pooling does the same in half
+        # the time.
         own = features.device.type == "cpu" and features.is_contiguous(memory_format=torch.channels_last)
         if own and pooling == "adaptive" and len(cells) == finest**2:
             logits = F.adaptive_avg_pool2d(features, finest).flatten(2).mT

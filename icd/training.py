@@ -85,7 +85,7 @@ class Recipe:
 
 @dataclass
 class Learner:
-    """One student on its way: its network, what it is trained for, and its log so far."""
+    """One student on its way (chapter 6): its network, its objective, and its log so far."""
 
     network: nn.Module
     objective: Objective
@@ -119,8 +119,15 @@ class Learner:
         self.sums = [0.0] * len(self.columns)  # over the epoch's steps so far
         self.waiting: list[Tensor] = []  # what later steps said, not yet copied from the device
 
-    def step(self, images: Tensor, target: Tensor, teacher: Scores | None, epoch: int, rate: float) -> None:
-        """One step of SGD; nothing here waits for the device."""
+    def step(
+        self,
+        images: Tensor,
+        target: Tensor,
+        teacher: Scores | None,
+        epoch: int,
+        rate: float,
+    ) -> None:
+        """One step of SGD (chapter 6); nothing here waits for the device."""
         said = []
         for piece in split(len(images), self.pieces):
             with self.accelerator.autocast():
@@ -177,7 +184,7 @@ class Learner:
 def fit(
     student: nn.Module, objective: Objective | Term, data: Pixels, recipe: Recipe = Recipe(), **options: Any
 ) -> list[dict[str, Any]]:
-    """Train one student in place; returns its log, a dict for each epoch.
+    """Train one student in place (chapter 6); returns its log, a dict for each epoch.
 
     `options` (teacher, validation, folder, ...) and errors are those of `fit_together`.
     """
@@ -199,10 +206,11 @@ def fit_together(
     patience_seconds: float = 300.0,
     progress: bool = True,
 ) -> None:
-    """Train students side by side on the same batches; the teacher is asked once for all of them.
+    """Train students side by side on the same batches (chapter 6).
 
-    Started in several processes (`accelerate launch`, `notebook_launcher`), each takes its share of every
-    batch, and the first one writes. See `icd.processes` for what is equal to a run of one process.
+    The teacher is asked once for all of them. Started in several processes (`accelerate launch`,
+    `notebook_launcher`), each takes its share of every batch, and the first one writes. See
+    `icd.processes` for what is equal to a run of one process.
 
     Args:
         learners: students with their objectives and names; trained in place.

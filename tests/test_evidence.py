@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_mutual_info_score
 
-from icd.evidence import adjusted_mutual_information, groups, paired_interval, within
+from icd.evidence import Interval, adjusted_mutual_information, groups, paired_interval, within
 
 
 def test_a_95_percent_interval_covers_the_truth_in_about_95_of_100_worlds():
@@ -20,8 +20,12 @@ def test_pairing_removes_what_both_runs_of_a_seed_share():
     interval = paired_interval(seeds + np.array([0.011, 0.009, 0.010, 0.012, 0.008]), seeds)
     assert interval.mean == pytest.approx(0.010)
     assert 0.007 < interval.low < interval.high < 0.013
-    assert str(interval).endswith("over 5 seeds: a difference")
-    assert str(paired_interval([1.0, 2.0], [2.0, 1.0])).endswith("no difference seen")
+
+
+def test_an_interval_is_printed_with_two_decimals():
+    assert str(Interval(16.0, 13.7261, 18.2639, 5)) == "+16.00 [+13.73, +18.26] over 5 seeds: a difference"
+    assert str(Interval(-0.007984, -0.5, 0.484, 5)) == "-0.01 [-0.50, +0.48] over 5 seeds: no difference seen"
+    assert str(Interval(-0.001, -1, 1, 2)) == "+0.00 [-1.00, +1.00] over 2 seeds: no difference seen"
 
 
 def test_errors_inside_a_family():

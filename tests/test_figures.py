@@ -13,7 +13,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from icd import figures
+from icd import figures, plots
 
 RANDOM = np.random.default_rng(0)
 
@@ -60,21 +60,52 @@ DEFICIENCIES = {
 }
 
 
+COLOURS = figures.PALETTE | figures.NEUTRAL
+
+
 def test_every_colour_stands_out_from_the_paper() -> None:
-    assert min(contrast(colour, figures.PAPER) for colour in figures.PALETTE.values()) >= 3
+    assert min(contrast(colour, figures.PAPER) for colour in COLOURS.values()) >= 3
 
 
-@pytest.mark.parametrize("deficiency", DEFICIENCIES)
-def test_methods_can_be_told_apart(deficiency: str) -> None:
-    names = ["teacher", "student", "KD", "SD-KD", "iCD-KD", "CRD"]
+def distances(deficiency: str, names: list[str]) -> dict[tuple[str, str], float]:
+    """How far apart an eye sees the colours of each two names."""
     eye = np.array(DEFICIENCIES[deficiency])
-    colours = [lab(np.clip(eye @ linear(figures.PALETTE[name]), 0, 1)) for name in names]
-    distances = {
+    colours = [lab(np.clip(eye @ linear(COLOURS[name]), 0, 1)) for name in names]
+    return {
         (a, b): float(np.linalg.norm(colours[i] - colours[j]))
         for i, a in enumerate(names)
         for j, b in enumerate(names[:i])
     }
-    assert min(distances.values()) > 20, min(distances, key=distances.__getitem__)
+
+
+@pytest.mark.parametrize("deficiency", DEFICIENCIES)
+def test_methods_can_be_told_apart(deficiency: str) -> None:
+    methods = ["teacher", "student", "KD", "SD-KD", "iCD-KD", "CRD"]
+    apart = distances(deficiency, methods)
+    assert min(apart.values()) > 20, min(apart, key=apart.__getitem__)
+    # Nine colours have less room than six.
+    apart = distances(deficiency, [*methods, *figures.NEUTRAL])
+    assert min(apart.values()) > 18, min(apart, key=apart.__getitem__)
+
+
+def test_a_line_without_a_colour_is_no_method() -> None:
+    figures.use_style()
+    lines = plt.plot(np.eye(3))
+    assert [line.get_color() for line in lines] == list(figures.NEUTRAL.values())
+
+
+def test_a_term_has_the_colour_of_the_method_that_it_makes() -> None:
+    figures.use_style()
+    terms = ["cross_entropy", "dkd", "sd_nkd", "clustering", "my_own", "another"]
+    axis = plots.term_curves([{"epoch": 1} | dict.fromkeys(terms, 1.0)], terms).axes[0]
+    assert {line.get_label(): (line.get_color(), line.get_linestyle()) for line in axis.lines} == {
+        "cross-entropy": (figures.PALETTE["student"], "-"),
+        "DKD": (figures.PALETTE["KD"], "--"),
+        "SD-NKD": (figures.PALETTE["SD-KD"], ":"),
+        "clustering": (figures.PALETTE["iCD-KD"], "-"),
+        "my own": (figures.NEUTRAL["wine"], "-"),
+        "another": (figures.NEUTRAL["olive"], "-"),
+    }
 
 
 def test_members_of_a_family_differ_by_dashes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import itertools
 import re
 from pathlib import Path
@@ -10,6 +11,10 @@ from pathlib import Path
 import nbformat
 import pytest
 from conftest import ROOT, chapters_in_toc
+
+import icd
+from icd import evidence, losses, numerics, scores
+from icd.training import Learner
 
 CHAPTERS = chapters_in_toc()
 FIRST_CELL = re.search(
@@ -28,6 +33,19 @@ MYST = {
     "a colon fence": re.compile(r"^\s*:{3,}", re.MULTILINE),
 }
 DRAWS = re.compile(r"\bplt\.show\(|\bcontact_sheet\(")
+NAMES_CHAPTERS = re.compile(r"\bchapters?\s+(\d+(?:(?:,| and)\s+\d+)*)")
+#: What a chapter uses and says in words: its subject is what they return, and their source is no equation.
+IN_WORDS = {"Scores", "score", "within", "paired_interval"}
+#: Public functions whose docstring says where they are derived.
+DERIVED = [
+    pytest.param(value, id=name)
+    for module in (losses, scores, numerics, evidence)
+    for name, value in vars(module).items()
+    if getattr(value, "__module__", None) == module.__name__
+    and NAMES_CHAPTERS.search(value.__doc__ or "")
+    and name not in IN_WORDS
+]
+DERIVED.append(pytest.param(Learner.step, id="Learner.step"))
 
 
 def without_code_and_maths(text: str) -> str:
@@ -35,6 +53,24 @@ def without_code_and_maths(text: str) -> str:
     text = re.sub(r"^(```|~~~)[\w-]*\n.*?^\1\s*$", "", text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"\$\$.*?\$\$", "", text, flags=re.DOTALL)
     return re.sub(r"\$[^$\n]+\$", "", text)
+
+
+def python(cell: nbformat.NotebookNode) -> str:
+    """A code cell's source with a `pass` for every line that is IPython's."""
+    return re.sub(r"^(\s*)[%!].*$", r"\1pass", cell.source, flags=re.MULTILINE)
+
+
+def printed(path: Path) -> set[str]:
+    """The names of what a chapter prints the source of."""
+    calls = [
+        call
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "code" and "getsource" in cell.source
+        for call in ast.walk(ast.parse(python(cell)))
+        if isinstance(call, ast.Call) and "getsource" in ast.unparse(call)
+    ]
+    names = (node for call in calls for node in ast.walk(call) if isinstance(node, ast.Name | ast.Attribute))
+    return {ast.unparse(node).rpartition(".")[2] for node in names}
 
 
 @pytest.fixture(params=CHAPTERS, ids=lambda path: path.stem)
@@ -119,8 +155,57 @@ def test_opens_with_a_title_and_one_level_below(chapter) -> None:
 
 
 def test_something_to_look_at_to_play_with_and_to_check(chapter) -> None:
-    code = "\n".join(cell.source for cell in chapter.cells if cell.cell_type == "code")
+    code = "\n".join(python(cell) for cell in chapter.cells if cell.cell_type == "code")
     assert DRAWS.search(code)
     assert "flipbook(" in code
-    plain = re.sub(r"^(\s*)[%!].*$", r"\1pass", code, flags=re.MULTILINE)
-    assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(plain)))
+    assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(code)))
+
+
+def test_opens_with_what_it_is_good_for_and_how_long_it_takes(chapter) -> None:
+    text = "\n\n".join(cell.source for cell in chapter.cells if cell.cell_type == "markdown")
+    opening = text.partition("\n## ")[0]
+    assert re.search(r"\byou\s+can\b", opening)
+    assert re.search(
+        r"\b(minutes?|seconds?|\d+\s+s)\b[^.]*\bcores\b|\bcores\b[^.]*\b(minute|second)", opening
+    )
+
+
+def test_has_exercises_with_solutions_folded_away(chapter) -> None:
+    asked = []
+    for cell, after in itertools.pairwise([*chapter.cells, None]):
+        for number in re.findall(r"^\*\*(\d+)\.\*\*", cell.source, re.MULTILINE):
+            assert cell.cell_type == "markdown"
+            assert after is not None
+            assert after.cell_type == "code"
+            assert after.source.splitlines()[0] == f"# @title Solution {number}"
+            # In Colab, in JupyterLab and in the book.
+            assert after.metadata.get("cellView") == "form"
+            assert after.metadata.get("jupyter", {}).get("source_hidden")
+            assert "hide-input" in after.metadata.get("tags", [])
+            asked.append(int(number))
+    assert asked == list(range(1, len(asked) + 1))
+    assert 2 <= len(asked) <= 4
+
+
+def test_closes_with_what_was_shown_and_what_was_not(chapter) -> None:
+    text = "\n\n".join(cell.source for cell in chapter.cells if cell.cell_type == "markdown")
+    assert re.findall(r"^## .+", text, re.MULTILINE)[-1] == (
+        "## What was shown, what was not, and where next"
+    )
+
+
+@pytest.mark.parametrize("function", DERIVED)
+def test_a_chapter_prints_what_it_derives(function) -> None:
+    """The source itself, which a reader can hold against the equation, and no second copy."""
+    said = NAMES_CHAPTERS.search(function.__doc__)
+    named = {int(number) for number in re.findall(r"\d+", said[1])}
+    there = [path for path in CHAPTERS if int(path.stem[:2]) in named]
+    assert len(there) == len(named)
+    assert any(function.__name__ in printed(path) for path in there)
+    # Wider lines would scroll in the page. A docstring need not be; it stands four columns in.
+    assert max(map(len, inspect.getdoc(function).splitlines())) <= 95 - 4
+
+
+@pytest.mark.parametrize("name", sorted(set(icd.__all__) - {"birdlets", "birds"}))
+def test_what_the_package_offers_names_its_chapter(name) -> None:
+    assert NAMES_CHAPTERS.search(getattr(icd, name).__doc__)
