@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import math
+import numbers
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
 def check_scales(scales: Sequence[int]) -> tuple[int, ...]:
     """`scales` as a tuple of positive integers, or ValueError."""
-    kept = tuple(scales) if isinstance(scales, Iterable) else ()
-    if not kept or any(isinstance(m, bool) or not isinstance(m, int) or m < 1 for m in kept):
-        said = kept or scales
-        raise ValueError(f"scales are {said}: give one or more positive integers, like (1, 2, 4)")
+    given = as_tuple(scales)
+    kept = tuple(operator.index(m) for m in given if hasattr(m, "__index__") and not isinstance(m, bool))
+    if not kept or len(kept) < len(given) or min(kept) < 1:
+        raise ValueError(f"scales are {given or scales}: give one or more positive integers, like (1, 2, 4)")
     return kept
+
+
+def as_tuple(values: Any) -> tuple[Any, ...]:
+    """The values of what can be gone through, else none."""
+    return tuple(values) if isinstance(values, Iterable) else ()
+
+
+def is_number(value: Any) -> bool:
+    """Of Python, of NumPy, or a tensor."""
+    return isinstance(value, numbers.Real | Tensor)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -27,14 +40,14 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def check_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value}: give a positive number")
+    if not (is_number(value) and 0 < value < math.inf):
+        raise ValueError(f"{name} is {value!r}: give a positive number")
 
 
 def check_weights(**weights: float) -> None:
     for name, value in weights.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} is {value}: give a finite number, not negative")
+        if not (is_number(value) and 0 <= value < math.inf):
+            raise ValueError(f"{name} is {value!r}: give a finite number, not negative")
 
 
 def check_recipe(values: Mapping[str, Any]) -> None:
@@ -78,23 +91,26 @@ def check_same_classes(loss: str, student: int, teacher: int) -> None:
         )
 
 
-def check_logits(loss: str, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> None:
-    """(B, C) twice, and a label for each of the B where a loss needs one."""
+def check_logits(loss: str, student: Tensor, teacher: Tensor) -> None:
+    """(B, C) twice."""
     if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
         raise ValueError(f"{loss}: logits have shapes {_both(student, teacher)}: expected (B, C) for both")
     check_same_classes(loss, student.shape[1], teacher.shape[1])
-    if target is not None:
-        check_target(loss, target, len(student))
-        if student.shape[1] < 2:
-            raise ValueError(
-                f"{loss} sets the target against the other classes: it needs two classes at least"
-            )
+
+
+def check_against_others(loss: str, target: Tensor, student: Tensor) -> None:
+    """A label for each image, and classes that it can be set against."""
+    check_target(loss, target, len(student))
+    if student.shape[1] < 2:
+        raise ValueError(f"{loss} sets the target against the other classes: it needs two classes at least")
 
 
 def check_target(loss: str, target: Tensor, images: int) -> None:
     """A label for each image, and no probabilities."""
+    if not isinstance(target, Tensor):
+        raise ValueError(f"{loss}: target is {target!r}: it needs labels (B,), int64")
     check_shape(loss, "target", target, (images,))
-    if target.is_floating_point():
+    if target.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{loss}: target holds {target.dtype}: expected labels, int64")
 
 

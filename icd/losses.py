@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from icd.checks import (
+    as_tuple,
+    check_against_others,
     check_choice,
     check_logits,
     check_positive,
@@ -24,8 +26,19 @@ from icd.checks import (
     check_shape,
     check_target,
     check_weights,
+    is_number,
 )
-from icd.numerics import constants, cosines, divergence, full_precision, leave_out, log_softmax, temper
+from icd.numerics import (
+    FAINT,
+    TINY,
+    constants,
+    cosines,
+    divergence,
+    full_precision,
+    leave_out,
+    log_softmax,
+    temper,
+)
 
 
 def kd_loss(
@@ -90,7 +103,8 @@ def dkd_loss(
         ValueError: shapes that differ, fewer than two classes, a temperature that is not
             positive, a negative weight.
     """
-    check_logits("dkd_loss", student, teacher, target)
+    check_logits("dkd_loss", student, teacher)
+    check_against_others("dkd_loss", target, student)
     check_positive("temperature", temperature)
     check_weights(alpha=alpha, beta=beta)
     with full_precision(student, teacher) as (student, teacher):
@@ -137,7 +151,8 @@ def nkd_loss(
         ValueError: shapes that differ, fewer than two classes, a temperature that is not
             positive, a negative weight.
     """
-    check_logits("nkd_loss", student, teacher, target)
+    check_logits("nkd_loss", student, teacher)
+    check_against_others("nkd_loss", target, student)
     check_positive("temperature", temperature)
     check_weights(gamma=gamma)
     with full_precision(student, teacher) as (student, teacher):
@@ -197,7 +212,14 @@ def scale_decoupled_loss(
         every,
         reduction="none",
         **base_arguments,
-    ).view(images, regions)
+    )
+    check_shape(
+        "scale_decoupled_loss",
+        f'{getattr(base, "__name__", base)} with reduction="none"',
+        loss,
+        (images * regions,),
+    )
+    loss = loss.view(images, regions)
     return torch.where(region_right == image_right[:, None], loss, complementary * loss).mean()
 
 
@@ -215,8 +237,9 @@ def gram(local: Tensor, centre: bool = False) -> Tensor:
     """
     if local.ndim != 3:
         raise ValueError(f"gram: region logits have shape {tuple(local.shape)}: expected (B, n, C)")
+    faint = FAINT.get(local.dtype, TINY)
     with full_precision(local) as (local,):
-        return cosines(local, centre)
+        return cosines(local, centre, faint)
 
 
 def icd_loss(
@@ -265,17 +288,17 @@ def icd_loss(
         raise ValueError(
             f"icd_loss: scales {scales} have {regions} regions, the logits {student_local.shape[1]}"
         )
-    weights = scale_weights(scales) if weights is None else tuple(weights)
-    if len(weights) != len(scales) or not all(0 <= w < math.inf for w in weights):
+    given, weights = weights, scale_weights(scales) if weights is None else as_tuple(weights)
+    if len(weights) != len(scales) or not all(is_number(w) and 0 <= w < math.inf for w in weights):
         raise ValueError(
-            f"icd_loss: weights are {weights}: give {len(scales)} numbers, none negative, one for each scale"
+            f"icd_loss: weights are {given}: give {len(scales)} numbers, none negative, one for each scale"
         )
-    with full_precision(student_local, teacher_local) as (student_local, teacher_local):
-        # One Gram matrix of all regions, in whose rows those of other scales are left out.
-        others, shares = _rows(student_local, scales, weights, diagonal, reduction)
+    # One Gram matrix of all regions, in whose rows those of other scales are left out.
+    grams = gram(student_local, centre), gram(teacher_local, centre)
+    with full_precision(*grams) as (student_gram, teacher_gram):
+        others, shares = _rows(student_gram, scales, weights, diagonal, reduction)
         rows = divergence(
-            log_softmax(gram(teacher_local, centre), temperature, others),
-            log_softmax(gram(student_local, centre), temperature, others),
+            log_softmax(teacher_gram, temperature, others), log_softmax(student_gram, temperature, others)
         )
         return (rows @ shares).mean()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import TypeVar
 
 import torch
@@ -21,13 +21,16 @@ T = TypeVar("T")
 HUGE = 1e30
 # Of smaller vectors rounding has left no direction.
 TINY = 1e-12
+# And of these a direction's gradient, one over their length, is more than a float16 can hold.
+FAINT = {torch.float16: 2.0**-10}
 
 
 @contextmanager
 def full_precision(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Inside, autocast is off; yields the tensors with half precisions raised to float32."""
+    """Inside, autocast is off; yields the tensors in one precision, float32 at least."""
+    precise = reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
     with torch.autocast(tensors[0].device.type, enabled=False):
-        yield tuple(t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
+        yield tuple(t.to(precise) for t in tensors)
 
 
 def temper(scores: Tensor, temperature: float = 1.0) -> Tensor:
@@ -55,18 +58,19 @@ def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def cosines(vectors: Tensor, centre: bool = False) -> Tensor:
+def cosines(vectors: Tensor, centre: bool = False, faint: float = TINY) -> Tensor:
     """Cosines between the n vectors of each set, (B, n, C) -> (B, n, n) (chapter 4).
 
     They are inner products divided by lengths, and the squared lengths stand on the products'
     diagonal. The result is symmetric to the bit. A cosine does not change with a vector's
     length. So the largest entry is divided out first, that products neither overflow nor
     vanish, and is a constant to the gradient for the same reason. With `centre`, the mean of
-    each vector's entries is subtracted. A vector of zeros, or one that centring leaves nothing
-    but rounding of, has no direction: its cosines are zero, with itself too.
+    each vector's entries is subtracted. A vector with no entry above `faint`, or one that
+    centring leaves nothing but rounding of, has no direction: its cosines are zero, with itself
+    too.
     """
     largest = vectors.detach().abs().amax(-1, keepdim=True)
-    scaled = vectors / F.threshold(largest, TINY, 1.0)
+    scaled = vectors / F.threshold(largest, faint, math.inf)
     if centre:
         scaled = scaled - scaled.mean(-1, keepdim=True)
     products = torch.bmm(scaled, scaled.mT)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from icd.checks import check_scales, nearest
+from icd.checks import check_scales, is_number, nearest
 from icd.losses import dkd_loss, icd_loss, kd_loss, nkd_loss, scale_decoupled_loss
 from icd.scores import Pooling, Scores
 
@@ -45,20 +45,28 @@ class Term:
             raise ValueError(f"a warm-up over {epochs} epochs: give 1 or more")
         return replace(self, warmup_epochs=epochs)
 
+    def named(self, name: str) -> Term:
+        """The same term under another name, so that an objective may hold two of a kind."""
+        if not name.isidentifier() or name in _COLUMNS:
+            raise ValueError(f"a term cannot be named {name!r}: give a word that is no column of the log")
+        return replace(self, name=name, spelling=f'{self.spelling}.named("{name}")')
+
     def weight_at(self, epoch: int) -> float:
         return self.weight * (min(epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0)
 
     def __rmul__(self, weight: float) -> Term:
-        if not 0 <= weight < math.inf:
+        if not (is_number(weight) and 0 <= weight < math.inf):
             raise ValueError(f"the weight of {self.name} is {weight}: give a finite number, not negative")
         return replace(self, weight=weight * self.weight)
+
+    __mul__ = __rmul__
 
     def __add__(self, other: Term | Objective) -> Objective:
         return Objective((self,)) + other
 
     def __str__(self) -> str:
         warm = f".warmed_up({self.warmup_epochs})" if self.warmup_epochs else ""
-        return f"{'' if self.weight == 1 else f'{self.weight:g} * '}{self.spelling}{warm}"
+        return f"{'' if self.weight == 1 else f'{_digits(self.weight)} * '}{self.spelling}{warm}"
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,8 @@ class Objective:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(
-                f"two terms are named {twice[0]!r}: give one of them another name, as its log needs one"
+                f"two terms are named {twice[0]!r}: give one of them another name, for the log, by "
+                f'.named("{twice[0]}_2")'
             )
 
     def __add__(self, other: Term | Objective) -> Objective:
@@ -90,6 +99,8 @@ class Objective:
 
     def __rmul__(self, weight: float) -> Objective:
         return Objective(tuple(weight * term for term in self.terms))
+
+    __mul__ = __rmul__
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.terms))
@@ -126,6 +137,10 @@ class Objective:
         return parts.sum(), parts.detach()
 
 
+#: What a log says besides its terms.
+_COLUMNS = {"epoch", "train_accuracy", "validation_accuracy", "learning_rate", "seconds", "peak_mb"}
+
+
 def cross_entropy() -> Term:
     """The student's logits against the labels (chapter 1).
 
@@ -149,6 +164,7 @@ def whole_image(loss: Callable[..., Tensor], **arguments: Any) -> Term:
         return loss(student.logits, teacher.logits.detach(), target, **arguments)
 
     _check_names(arguments, loss)
+    _try(loss, torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), **arguments)
     return Term(_short(loss), _spell("whole_image", loss.__name__, **arguments), function)
 
 
@@ -166,6 +182,8 @@ def scale_decoupled(
     """
     scales = check_scales(scales)
     _check_names(arguments, scale_decoupled_loss, loss)
+    one = torch.zeros(1, 1, 2)
+    _try(scale_decoupled_loss, loss, one, one, torch.zeros(1, dtype=torch.int64), **arguments)
 
     def function(student: Scores, teacher: Scores | None, target: Tensor) -> Tensor:
         assert teacher is not None
@@ -190,6 +208,8 @@ def clustering(
     """
     scales = check_scales(scales)
     _check_names(arguments, icd_loss)
+    every = torch.zeros(1, sum(m * m for m in scales), 2)
+    _try(icd_loss, every, every, scales=scales, **arguments)
 
     def function(student: Scores, teacher: Scores | None, target: Tensor) -> Tensor:
         assert teacher is not None
@@ -206,6 +226,15 @@ def _regions(student: Scores, teacher: Scores, *how: Any) -> tuple[Tensor, Tenso
     with torch.no_grad():
         told = teacher.local(*how)
     return student.local(*how), told
+
+
+def _try(loss: Callable[..., Tensor], *given: Any, **arguments: Any) -> None:
+    """Ask a loss once, of zeros: what it refuses is said now, not at the first step."""
+    value = loss(*given, **arguments)
+    if not isinstance(value, Tensor) or value.ndim:
+        raise ValueError(
+            f"{loss.__name__}({_spell('', **arguments)[1:-1]}) gives no scalar: a term needs one"
+        )
 
 
 def _check_names(arguments: dict[str, Any], *losses: Callable) -> None:
@@ -245,10 +274,15 @@ def _short(loss: Callable) -> str:
 
 def _spell(term: str, *positional: str, **arguments: Any) -> str:
     named = (
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value!r}"
+        f"{name}={_digits(value) if isinstance(value, float) else repr(value)}"
         for name, value in arguments.items()
     )
     return f"{term}({', '.join([*positional, *named])})"
+
+
+def _digits(value: float) -> str:
+    """As short as can be, and the same number when it is read again."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(float(value))
 
 
 #: The command line's names. Weights, temperatures and warm-ups are the papers'. Beta is 2 once regions are

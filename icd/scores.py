@@ -39,13 +39,14 @@ class Scores(_Fields):
         Computed once however many terms of an objective ask for it.
         """
         memo: dict = self.__dict__.setdefault("_local", {})
-        key = (check_scales(scales), pooling, repeat)
+        how = (check_scales(scales), pooling, repeat)
+        key = (*how, torch.is_grad_enabled())  # what was made for a look has no gradient for a loss
         if key not in memo:
             if isinstance(self.head, nn.Linear):
-                memo[key] = local_logits(self.features, self.head.weight, self.head.bias, *key)
+                memo[key] = local_logits(self.features, self.head.weight, self.head.bias, *how)
             else:
                 with full_precision(self.features) as (features,):
-                    memo[key] = local_logits(self.head(features), None, None, *key)
+                    memo[key] = local_logits(self.head(features), None, None, *how)
         return memo[key]
 
     def rows(self, where: slice) -> Scores:

@@ -33,7 +33,7 @@ def parse(text: str) -> Objective:
 
     Nothing in it is run but these words of `icd.objective`: `cross_entropy()`, `whole_image(...)`,
     `scale_decoupled(...)` and `clustering(...)` with the names of losses, numbers and tuples, their
-    `.warmed_up(...)`, sums, and products with a number in front.
+    `.warmed_up(...)` and `.named(...)`, sums, and products with a number in front.
 
     Raises:
         ValueError: anything else, quoted.
@@ -66,6 +66,8 @@ def _read(node: ast.expr) -> Any:
             return _TERMS[word](*map(_read, positional), **{str(k.arg): _read(k.value) for k in named})
         case ast.Call(func=ast.Attribute(value=term, attr="warmed_up"), args=[epochs], keywords=[]):
             return _read(term).warmed_up(_read(epochs))
+        case ast.Call(func=ast.Attribute(value=term, attr="named"), args=[name], keywords=[]):
+            return _read(term).named(_read(name))
         case ast.BinOp(ast.Constant() | ast.UnaryOp() as weight, ast.Mult(), term):
             return _read(weight) * _read(term)
         case ast.BinOp(first, ast.Add(), second):

@@ -24,6 +24,7 @@ from icd.processes import agreed, all_or_none, average, join, share, synchronise
 from icd.scores import Scores, Scoring
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
+KEPT = "The last checkpoint, if one was written, is from before"
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class Learner:
                 if not math.isfinite(value):
                     raise NonFiniteLoss(
                         f"{self.name}: {column} is {value} in epoch {epoch}, step {number}. Lower the "
-                        "learning rate, or train in float32. The last checkpoint is from before and is kept"
+                        f"learning rate, or train in float32. {KEPT}"
                     )
             self.sums = [total + value for total, value in zip(self.sums, row, strict=True)]
         return {column: total / step for column, total in zip(self.columns, self.sums, strict=True)}
@@ -169,8 +170,8 @@ class Learner:
         broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
         if broken:
             raise NonFiniteLoss(
-                f"{self.name}: {broken[0]} is not finite after {len(self.history)} whole epochs. Lower the "
-                "learning rate, or train in float32. The last checkpoint is from before and is kept"
+                f"{self.name}: {broken[0]} is not finite after {len(self.history)} whole epoch(s). Lower the "
+                f"learning rate, or train in float32. {KEPT}"
             )
         optimizer = self.optimizer.state_dict()
         return {"network": weights, "optimizer": optimizer, "history": self.history, "sums": self.sums}
@@ -203,6 +204,7 @@ def fit_together(
     validation: Pixels | None = None,
     folder: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
+    checkpoint_epochs: int = 1,
     patience_seconds: float = 300.0,
     progress: bool = True,
 ) -> None:
@@ -218,9 +220,10 @@ def fit_together(
         recipe: how.
         teacher: what objectives compare with; it is not trained.
         validation: images whose accuracy is logged after every epoch.
-        folder: for the log, and a checkpoint every `checkpoint_seconds` and at the end. Called again with
+        folder: for the log, and checkpoints, each in the place of the one before. Called again with
             the same folder and settings, a run goes on where it was; on a CPU, to the same bits.
-        checkpoint_seconds: what a killed process may lose, at most.
+        checkpoint_seconds: a checkpoint is written so often: what a killed process may lose, at most.
+        checkpoint_epochs: and whenever so many epochs are done, and at the end.
         patience_seconds: how long a process waits for another that is silent; the first run decides.
         progress: show a bar with the terms, images a second and the time left.
 
@@ -297,7 +300,8 @@ def fit_together(
                     bar.write(time_left(a_step * steps, recipe.epochs - epoch))
                     forecast_due = False
             stopping, due = agreed(stop.requested, checkpoint.due())
-            if stopping or due or epoch == recipe.epochs:
+            whole = step == 0 and (epoch % checkpoint_epochs == 0 or epoch == recipe.epochs)
+            if stopping or due or whole:
                 checkpoint.save(epoch, step)
             if stopping:
                 agreed(True)  # that the checkpoint is written: once one process leaves, launchers end all

@@ -200,6 +200,40 @@ def test_any_finite_input_gives_finite_values_and_gradients(numbers, seed):
         assert student.grad.isfinite().all()
 
 
+@settings(max_examples=200)
+@given(st.lists(st.sampled_from([0.0, 6e-8, -6e-5, 1e-3, 1.0, 65504.0, -65504.0]), min_size=24, max_size=24))
+def test_any_finite_float16_gives_finite_values_and_gradients(numbers):
+    local = torch.tensor(numbers, dtype=torch.float16).view(2, 4, 3)
+    teacher, target = local.flip(1), torch.zeros(2, dtype=torch.int64)
+    for loss in (
+        lambda x: scale_decoupled_loss(kd_loss, x, teacher, target),
+        lambda x: scale_decoupled_loss(dkd_loss, x, teacher, target),
+        lambda x: icd_loss(x, teacher, (2,)),
+        lambda x: icd_loss(x, teacher, (2,), temperature=0.1, centre=True, diagonal=False),
+        lambda x: gram(x).square().sum(),
+    ):
+        student = local.clone().requires_grad_()
+        value = loss(student)
+        value.backward()
+        assert value.isfinite()
+        assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("second", [torch.float16, torch.float64, torch.int64])
+def test_losses_of_two_precisions_compute_in_the_finer_one(second):
+    student, teacher, target = draw(0, 4, 5, 7), 10 * draw(1, 4, 5, 7), labels(0, 4, 7)
+    other, finer = teacher.to(second), torch.promote_types(torch.float32, second)
+    for loss in (
+        lambda s, t: kd_loss(s[:, 0], t[:, 0]),
+        lambda s, t: dkd_loss(s[:, 0], t[:, 0], target),
+        lambda s, t: scale_decoupled_loss(nkd_loss, s, t, target),
+        lambda s, t: icd_loss(s, t, (1, 2)),
+    ):
+        mixed, same = loss(student.float(), other), loss(student.float().to(finer), other.to(finer))
+        assert mixed.dtype == same.dtype == finer
+        torch.testing.assert_close(mixed, same)
+
+
 def test_a_region_of_zeros_looks_like_nothing_and_is_not_pulled():
     local = draw(0, 1, 4, 5)
     local[0, 2] = 0

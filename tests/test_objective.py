@@ -5,6 +5,7 @@ import torch
 
 from icd import icd_loss, kd_loss, scale_decoupled_loss, score
 from icd.objective import METHODS, Objective, clustering, cross_entropy, scale_decoupled, whole_image
+from icd.spelling import parse
 from icd.zoo import SmallResNet
 
 
@@ -49,6 +50,36 @@ def test_an_objective_prints_as_it_is_written():
     assert str(0.5 * (cross_entropy() + 2 * clustering((2, 4), temperature=0.5))) == (
         "0.5 * cross_entropy() + 1 * clustering(scales=(2, 4), temperature=0.5)".replace("1 * ", "")
     )
+
+
+def test_a_term_keeps_its_digits_and_its_name():
+    fine = clustering(scales=(2,), temperature=1 / 3).named("fine").warmed_up(3)
+    objective = cross_entropy() * 0.123456789 + 2 * clustering() + fine
+    assert objective.names == ("cross_entropy", "clustering", "fine")
+    assert parse(str(objective)).terms[0].weight == 0.123456789
+    assert str(parse(str(objective))) == str(objective)
+    for name in ("no word", "seconds"):
+        with pytest.raises(ValueError, match="a term cannot be named"):
+            clustering().named(name)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: clustering(temperature=-1), "temperature is -1"),
+        (lambda: clustering(reduction="none"), "reduction is 'none'"),
+        (lambda: whole_image(kd_loss, temperature=0), "temperature is 0"),
+        (lambda: scale_decoupled(icd_loss), "region logits have shapes"),
+        (lambda: whole_image(no_scalar), r"no_scalar\(\) gives no scalar"),
+    ],
+)
+def test_what_a_loss_refuses_is_refused_when_its_term_is_made(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def no_scalar(student, teacher, target):
+    return student
 
 
 def test_every_method_gives_a_finite_loss_and_pulls_on_the_student(batch):

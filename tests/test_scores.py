@@ -1,5 +1,6 @@
 """Local logits: what pooling and the head promise, at any scale of any map."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -129,6 +130,22 @@ def test_scores_hold_what_forward_says_and_compute_local_logits_once():
     assert said.local() is said.local((1, 2, 4))
     assert said.local(pooling="area") is not said.local()
     assert isinstance(said, Scores)
+
+
+def test_a_look_at_local_logits_takes_no_gradient_from_a_loss():
+    said = score(SmallResNet(7), torch.randn(2, 3, 64, 64))
+    with torch.no_grad():
+        assert not said.local().requires_grad
+    assert said.local().requires_grad
+    assert said.local() is said.local()
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, list])
+def test_scales_are_integers_of_any_kind(kind):
+    features, weight, bias = features_and_head(8, 8)
+    torch.testing.assert_close(
+        local_logits(features, weight, bias, kind([1, 2, 4])), local_logits(features, weight, bias)
+    )
 
 
 def test_what_inference_made_serves_training_afterwards():

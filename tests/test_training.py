@@ -169,6 +169,17 @@ def test_a_loss_that_is_no_number_stops_with_epoch_step_and_term_and_keeps_the_l
     assert all(value.isfinite().all() for value in kept["learners"]["student"]["network"].values())
 
 
+@pytest.mark.parametrize(("every", "kept"), [(1, (2, 0)), (2, (2, 0)), (3, None)])
+def test_each_epoch_leaves_a_checkpoint_or_every_few(tmp_path, every, kept):
+    objective, path = cross_entropy() + explosive(14), tmp_path / "checkpoint.pt"
+    with pytest.raises(NonFiniteLoss, match="explosive is nan in epoch 3"):
+        fit(small(), objective, stripes(), QUICK, folder=tmp_path, checkpoint_epochs=every, progress=False)
+    assert path.exists() == (kept is not None)
+    if kept:
+        state = torch.load(path, weights_only=True)
+        assert (state["epoch"], state["step"]) == kept
+
+
 def test_another_run_in_the_folder_is_not_overwritten(tmp_path):
     data = stripes()
     fit(small(), METHODS["alone"], data, QUICK, folder=tmp_path, progress=False)
