@@ -65,8 +65,8 @@ def cosines(vectors: Tensor, centre: bool = False, faint: float = TINY) -> Tenso
     diagonal. The result is symmetric to the bit. A cosine does not change with a vector's
     length. So the largest entry is divided out first, that products neither overflow nor
     vanish, and is a constant to the gradient for the same reason. With `centre`, the mean of
-    each vector's entries is subtracted. A vector with no entry above `faint`, or one that
-    centring leaves nothing but rounding of, has no direction: its cosines are zero, with itself
+    each vector's entries is subtracted. A vector with no entry above `faint`, or of which
+    centring leaves nothing but rounding, has no direction: its cosines are zero, with itself
     too.
     """
     largest = vectors.detach().abs().amax(-1, keepdim=True)

@@ -181,7 +181,8 @@ def test_has_exercises_with_solutions_folded_away(chapter) -> None:
             # In Colab, in JupyterLab and in the book.
             assert after.metadata.get("cellView") == "form"
             assert after.metadata.get("jupyter", {}).get("source_hidden")
-            assert "hide-input" in after.metadata.get("tags", [])
+            assert "hide-cell" in after.metadata.get("tags", [])  # what it prints is the answer
+            assert after.metadata.get("mystnb", {}).get("code_prompt_show") == "Solution"
             asked.append(int(number))
     assert asked == list(range(1, len(asked) + 1))
     assert 2 <= len(asked) <= 4
