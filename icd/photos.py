@@ -77,12 +77,12 @@ class Photos:
             with Image.open(path) as file:
                 image: Image.Image = file
                 notes = [] if image.mode == "RGB" else [f"colour mode {image.mode}, made RGB"]
+                if self.boxes is not None and self._sticks_out(index, *image.size):
+                    notes.append(f"box beyond its image, {'cut' if self.crop == 'box' else 'not used'}")
                 if self.crop == "image":  # a phone's photo may lie on its side; boxes speak of the file
                     if turned := _orientation(image):
                         image = image.transpose(_UPRIGHT[turned])
                         notes.append("lying on its side or mirrored, turned upright")
-                elif self._sticks_out(index, *image.size):
-                    notes.append("box beyond its image, cut")
                 region = self._region(index, *image.size)
                 square = _rgb(image).resize((self.size, self.size), Image.Resampling.BILINEAR, region)
         except DataError:
@@ -100,7 +100,7 @@ class Photos:
     def _sticks_out(self, index: int, width: int, height: int) -> bool:
         assert self.boxes is not None
         x, y, w, h = self.boxes[index]
-        return bool(x < 0 or y < 0 or x + w > width or y + h > height)
+        return not (x >= 0 and y >= 0 and x + w <= width and y + h <= height)
 
     def _region(self, index: int, width: int, height: int) -> tuple[float, float, float, float]:
         left, top, right, bottom = 0.0, 0.0, float(width), float(height)
@@ -111,7 +111,8 @@ class Photos:
             if not (0 <= x + w / 2 <= width and 0 <= y + h / 2 <= height):
                 source = self.box_sources[index] if self.box_sources else str(self.paths[index])
                 box = f"({x:g}, {y:g}, {w:g}, {h:g})"
-                raise DataError(f"{source}: the box {box} lies outside its image, {width} x {height} pixels")
+                size = f"{width} x {height} pixels"
+                raise DataError(f"{source}: the middle of the box {box} is not in its image, {size}")
             wide, high = (max(length * (1 + 2 * self.margin), 1.0) for length in (w, h))
             if self.resize == "shorter":  # undistorted: a square that holds the whole box
                 wide = high = max(wide, high)
@@ -189,8 +190,13 @@ class Photos:
         return digest.hexdigest()[:24]
 
     def key(self) -> str:
-        """A digest of these very files: another where one was written again, or lies elsewhere."""
+        """A digest of these very files: another where one was written again, or lies elsewhere.
+
+        And of their boxes, even where the pixels do not depend on them: those beyond an image are counted.
+        """
         digest = hashlib.sha256(self.fingerprint().encode())
+        if self.crop == "image" and self.boxes is not None:
+            digest.update(np.ascontiguousarray(self.boxes).tobytes())
         for path in self.paths:
             digest.update(f"{path.resolve()}|{_stat(path).st_mtime_ns}\n".encode())
         return digest.hexdigest()[:24]

@@ -301,7 +301,7 @@ DATA = [
     ("a negative label", lambda at: Photos((at.tmp,), np.array([-1]), ("a", "b")), DataError,
      "a label is -1: the 2 classes are counted from 0"),
     ("a box that is no number", lambda at: boxed(at, (1, 1, np.nan, 2)), DataError,
-     "{tmp}/a.png: the box (1, 1, nan, 2) lies outside its image, 30 x 20 pixels"),
+     "{tmp}/a.png: the middle of the box (1, 1, nan, 2) is not in its image, 30 x 20 pixels"),
     ("no images at all", lambda at: pixels.load(class_folders(at.birds).subset([])), DataError,
      "there are no images to load"),
     ("pixels that are floats", lambda at: cached(at, images=torch.full((4, 8, 8, 3), torch.nan)), DataError,

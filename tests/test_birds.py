@@ -18,11 +18,13 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from icd import birds
 from icd.birds import CUB200, download, extract, read_tables
 from icd.photos import DataError
+from icd.pixels import load
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -166,7 +168,19 @@ def test_a_box_outside_its_image_names_its_line(root):
     with pytest.raises(DataError) as error:
         photos[1]
     place = root / "CUB_200_2011" / "bounding_boxes.txt"
-    assert str(error.value) == f"{place}:3: the box (33, 2, 20, 10) lies outside its image, 40 x 30 pixels"
+    assert str(error.value) == (
+        f"{place}:3: the middle of the box (33, 2, 20, 10) is not in its image, 40 x 30 pixels"
+    )
+
+
+def test_boxes_beyond_their_images_are_counted_though_nothing_is_cut_to_them(root):
+    plain = load(CUB200(root, "train", size=16), folder=root / "store", progress=False)
+    assert plain.mended == {}
+    change(root, "bounding_boxes.txt", "3 3.0 2.0 20.0 10.0", "3 9999 9999 10 10")
+    wrong = load(CUB200(root, "train", size=16), folder=root / "store", progress=False)
+    assert wrong.mended == {"box beyond its image, not used": 1}
+    assert wrong.fingerprint == plain.fingerprint
+    assert torch.equal(wrong.images, plain.images)
 
 
 def test_images_that_no_row_names_are_counted_once(root):

@@ -189,16 +189,32 @@ def test_a_box_square_shows_what_the_box_holds(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("box", "mended"),
+    ("box", "crop", "mended"),
     [
-        ((0, 0, 40, 30), []),
-        ((-1, 0, 40, 30), ["box beyond its image, cut"]),
-        ((30, 20, 15, 15), ["box beyond its image, cut"]),
+        ((0, 0, 40, 30), "box", []),
+        ((-1, 0, 40, 30), "box", ["box beyond its image, cut"]),
+        ((30, 20, 15, 15), "box", ["box beyond its image, cut"]),
+        ((0, 0, 40, 30), "image", []),
+        ((30, 20, 15, 15), "image", ["box beyond its image, not used"]),
+        ((9999, 9999, 10, 10), "image", ["box beyond its image, not used"]),
+        ((1, 1, np.nan, 2), "image", ["box beyond its image, not used"]),
     ],
 )
-def test_a_box_that_sticks_out_is_cut_and_counted(tmp_path, box, mended):
+def test_a_box_that_sticks_out_is_counted_whatever_the_crop(tmp_path, box, crop, mended):
     Image.fromarray(RGB).save(tmp_path / "a.png")
-    assert one(tmp_path / "a.png", crop="box", boxes=np.array([box], dtype=float)).read(0)[1] == mended
+    photos = one(tmp_path / "a.png", crop=crop, boxes=np.array([box], dtype=float))
+    pixels, notes = photos.read(0)
+    assert notes == mended
+    if crop == "image":
+        assert (pixels == replace(photos, boxes=None).read(0)[0]).all()
+
+
+def test_a_box_of_a_picture_on_its_side_speaks_of_the_file(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(RGB).save(tmp_path / "a.jpg", exif=exif)
+    photos = one(tmp_path / "a.jpg", boxes=np.array([[0.0, 0, 40, 30]]))
+    assert photos.read(0)[1] == ["lying on its side or mirrored, turned upright"]
 
 
 def test_a_box_elsewhere_names_its_line(tmp_path):
@@ -211,7 +227,7 @@ def test_a_box_elsewhere_names_its_line(tmp_path):
     )
     with pytest.raises(DataError) as error:
         photos.read(0)
-    expected = "bounding_boxes.txt:7: the box (39, 20, 30, 15) lies outside its image, 40 x 30 pixels"
+    expected = "bounding_boxes.txt:7: the middle of the box (39, 20, 30, 15) is not in its image, 40 x 30 pixels"
     assert str(error.value) == expected
 
 
@@ -369,6 +385,13 @@ def test_the_fingerprint_stays_with_all_else(two):
         replace(two, parts=np.zeros((2, 1, 3)), part_names=("beak",)),
     ]
     assert len({photos.fingerprint() for photos in same}) == 1
+
+
+def test_the_key_is_another_for_other_boxes(two):
+    assert two.boxes is not None
+    others = replace(two, boxes=two.boxes + 1), replace(two, boxes=None)
+    assert len({photos.key() for photos in (two, *others)}) == 3
+    assert len({photos.fingerprint() for photos in (two, *others)}) == 1
 
 
 def test_the_fingerprint_is_that_of_the_folder_elsewhere_and_the_key_is_not(two, tmp_path):
