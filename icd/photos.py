@@ -22,7 +22,7 @@ from icd.checks import nearest
 Crop = Literal["image", "box"]
 Resize = Literal["squash", "shorter"]
 MOST_PIXELS = 16_384  # a side; a larger one is a slip of the keyboard, and would fill the memory
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class DataError(ValueError):
@@ -79,10 +79,10 @@ class Photos:
                 notes = [] if image.mode == "RGB" else [f"colour mode {image.mode}, made RGB"]
                 if self.boxes is not None and self._sticks_out(index, *image.size):
                     notes.append(f"box beyond its image, {'cut' if self.crop == 'box' else 'not used'}")
-                if self.crop == "image":  # a phone's photo may lie on its side; boxes speak of the file
-                    if turned := _orientation(image):
-                        image = image.transpose(_UPRIGHT[turned])
-                        notes.append("lying on its side or mirrored, turned upright")
+                # A phone's photo may lie on its side; boxes speak of the file.
+                if self.crop == "image" and (turned := _orientation(image)):
+                    image = image.transpose(_UPRIGHT[turned])
+                    notes.append("lying on its side or mirrored, turned upright")
                 region = self._region(index, *image.size)
                 square = _rgb(image).resize((self.size, self.size), Image.Resampling.BILINEAR, region)
         except DataError:
@@ -265,7 +265,10 @@ def _shuffled_classes(labels: np.ndarray, seed: int) -> list[np.ndarray]:
 def class_folders(
     root: str | Path, classes: int | None = None, *, size: int = 224, resize: Resize = "squash"
 ) -> Photos:
-    """Read `root/CLASS/photo.jpg`: each folder a class, by name; the first `classes` of them."""
+    """Read `root/CLASS/photo.jpg`: each folder a class, by name; the first `classes` of them.
+
+    Warns of files that are left out: they are no known pictures, or lie in no class.
+    """
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder")
@@ -277,10 +280,16 @@ def class_folders(
     if classes is not None and not 1 <= classes <= len(folders):
         raise DataError(f"classes is {classes}: {root} has {len(folders)}")
     folders = folders[:classes]
-    found = [sorted(p for p in folder.rglob("[!.]*") if p.suffix.lower() in SUFFIXES) for folder in folders]
+    inside = [sorted(folder.rglob("[!.]*")) for folder in folders]
+    found = [[path for path in paths if path.suffix.lower() in SUFFIXES] for paths in inside]
     for folder, paths in zip(folders, found, strict=True):
         if not paths:
             raise DataError(f"{folder}: this class has no image ({', '.join(SUFFIXES)})")
+    others = {*root.glob("[!.]*"), *(path for paths in inside for path in paths)}.difference(*found)
+    if left := sorted(path for path in others if path.is_file()):
+        first, known = left[0].relative_to(root).as_posix(), ", ".join(SUFFIXES)
+        text = f"{root}: {len(left)} files are left out, first {first}; read are {known} in a class's folder"
+        warnings.warn(text, stacklevel=1)  # at one place, so that it is said once for all splits
     return Photos(
         paths=tuple(path for paths in found for path in paths),
         labels=np.repeat(np.arange(len(found), dtype=np.int64), [len(paths) for paths in found]),

@@ -282,7 +282,7 @@ DATA = [
     ("a folder without classes", lambda at: class_folders(at.tmp), DataError,
      "{tmp}: expected one folder of photographs for each class, and found no folder"),
     ("a class without images", lambda at: class_folders(without(at.bird_folders(), 0)), DataError,
-     "{tmp}/birds/crow: this class has no image (.jpg, .jpeg, .png, .webp, .bmp, .gif, .tif, .tiff)"),
+     "{tmp}/birds/crow: this class has no image (.jpg, .jpeg, .jfif, .png, .webp, .bmp, .gif, .tif, .tiff)"),
     ("a class with one image",
      lambda at: class_folders(without(at.bird_folders(), 1)).hold_out(), DataError,
      "class crow has one image: holding it out would leave none to learn from"),

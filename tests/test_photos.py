@@ -227,7 +227,9 @@ def test_a_box_elsewhere_names_its_line(tmp_path):
     )
     with pytest.raises(DataError) as error:
         photos.read(0)
-    expected = "bounding_boxes.txt:7: the middle of the box (39, 20, 30, 15) is not in its image, 40 x 30 pixels"
+    expected = (
+        "bounding_boxes.txt:7: the middle of the box (39, 20, 30, 15) is not in its image, 40 x 30 pixels"
+    )
     assert str(error.value) == expected
 
 
@@ -423,7 +425,7 @@ def test_class_folders(tmp_path):
     for name in ("wren/2.JPG", "wren/deep/1.png", "owl/a.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(RGB).save(tmp_path / name)
-    for name in ("wren/notes.txt", "owl/._a.png", ".hidden/a.png"):
+    for name in ("owl/._a.png", ".hidden/a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("no image")
     photos = class_folders(tmp_path, size=16, resize="shorter")
@@ -432,6 +434,26 @@ def test_class_folders(tmp_path):
     assert [path.name for path in photos.paths] == ["a.png", "2.JPG", "1.png"]
     assert (photos.size, photos.resize, photos.boxes) == (16, "shorter", None)
     assert all(image.shape == (3, 16, 16) for image, _ in photos)
+
+
+def test_files_of_folders_that_are_left_out_are_counted_and_the_first_is_named(tmp_path):
+    for name in ("owl/a.png", "wren/a.JFIF"):
+        (tmp_path / name).parent.mkdir()
+        Image.fromarray(RGB).save(tmp_path / name, "JPEG" if name.endswith("JFIF") else "PNG")
+    assert len(class_folders(tmp_path)) == 2
+    for name in ("wren/zz.heic", "wren/deep/notes.txt", "zz.png", ".DS_Store", "owl/.hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.warns(UserWarning, match="left out") as caught:
+        photos = class_folders(tmp_path, size=16)
+    assert [path.name for path in photos.paths] == ["a.png", "a.JFIF"]
+    assert all(image.shape == (3, 16, 16) for image, _ in photos)
+    assert [str(w.message) for w in caught] == [
+        f"{tmp_path}: 3 files are left out, first wren/deep/notes.txt; read are .jpg, .jpeg, .jfif, .png, "
+        ".webp, .bmp, .gif, .tif, .tiff in a class's folder"
+    ]
+    with pytest.warns(UserWarning, match="1 files are left out, first zz.png"):
+        class_folders(tmp_path, classes=1)
 
 
 def test_class_folders_that_hold_nothing(tmp_path):
