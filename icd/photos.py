@@ -47,6 +47,7 @@ class Photos:
     resize: Resize = "squash"
     boxes: np.ndarray | None = None  # (N, 4) float64: left, top, width, height in the file's pixels
     box_sources: tuple[str, ...] | None = None  # where each box was read, for error messages
+    sources: tuple[str, ...] | None = None  # where each path was read, likewise
     parts: np.ndarray | None = None  # (N, P, 3) float64: x, y in the file's pixels, 1 if visible
     part_names: tuple[str, ...] = ()
 
@@ -73,6 +74,7 @@ class Photos:
     def read(self, index: int) -> tuple[np.ndarray, list[str]]:
         """Decode one photograph: uint8 (size, size, 3), and what had to be mended on the way."""
         path = self.paths[index]
+        named = f"{self.sources[index]}: {path}" if self.sources else str(path)
         try:
             with Image.open(path) as file:
                 image: Image.Image = file
@@ -88,13 +90,15 @@ class Photos:
         except DataError:
             raise
         except FileNotFoundError:
-            raise DataError(f"{path}: there is no such image") from None
+            raise DataError(f"{named}: there is no such image") from None
         except IsADirectoryError:
-            raise DataError(f"{path}: this is a folder; name an image in it") from None
+            raise DataError(f"{named}: this is a folder; name an image in it") from None
         except UnidentifiedImageError:
-            raise DataError(f"{path}: the image does not decode (it is in no format that is known)") from None
+            raise DataError(
+                f"{named}: the image does not decode (it is in no format that is known)"
+            ) from None
         except Exception as broken:  # each decoder has its own: OSError, SyntaxError, struct.error, ...
-            raise DataError(f"{path}: the image does not decode ({broken})") from broken
+            raise DataError(f"{named}: the image does not decode ({broken})") from broken
         return np.array(square), notes
 
     def _sticks_out(self, index: int, width: int, height: int) -> bool:
@@ -149,7 +153,7 @@ class Photos:
                 return value[where]
             return tuple(value[i] for i in where)
 
-        rows = ("paths", "labels", "boxes", "box_sources", "parts")
+        rows = ("paths", "labels", "boxes", "box_sources", "sources", "parts")
         return replace(self, **{name: pick(v) for name in rows if (v := getattr(self, name)) is not None})
 
     def folds(self, k: int, seed: int = 0) -> list[tuple[Photos, Photos]]:
@@ -170,7 +174,7 @@ class Photos:
 
     def hold_out(self, share: float = 0.2, seed: int = 0) -> tuple[Photos, Photos]:
         """(fit, validation): about `share` of each class, at least one image, drawn by `seed`."""
-        held = held_out(self.labels, self.classes, share, seed)
+        held = held_out(self.labels, self.classes, share, seed, self.paths)
         return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
 
     def fingerprint(self) -> str:
@@ -241,15 +245,19 @@ def check_cut(size: int, crop: Crop, margin: float, resize: Resize) -> None:
         raise DataError(f"margin is {margin}: give a share of the box between 0 and 10")
 
 
-def held_out(labels: np.ndarray, classes: Sequence[str], share: float, seed: int) -> np.ndarray:
+def held_out(
+    labels: np.ndarray, classes: Sequence[str], share: float, seed: int, paths: Sequence[Path] | None = None
+) -> np.ndarray:
     """Which images to hold out, (N,) bool: about `share` of each class, at least one, drawn by `seed`."""
     if not 0 < share < 1:
         raise DataError(f"the share held out is {share}: give a number between 0 and 1")
     held = np.zeros(len(labels), dtype=bool)
     for rows in _shuffled_classes(labels, seed):
         if len(rows) < 2:
-            name = classes[labels[rows[0]]]
-            raise DataError(f"class {name} has one image: holding it out would leave none to learn from")
+            name, one = classes[labels[rows[0]]], f", {paths[rows[0]]}" if paths else ""
+            raise DataError(
+                f"class {name} has one image to split{one}: holding it out would leave none to learn from"
+            )
         held[rows[: min(max(round(share * len(rows)), 1), len(rows) - 1)]] = True
     return held
 

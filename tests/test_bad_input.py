@@ -285,7 +285,12 @@ DATA = [
      "{tmp}/birds/crow: this class has no image (.jpg, .jpeg, .jfif, .png, .webp, .bmp, .gif, .tif, .tiff)"),
     ("a class with one image",
      lambda at: class_folders(without(at.bird_folders(), 1)).hold_out(), DataError,
-     "class crow has one image: holding it out would leave none to learn from"),
+     "class crow has one image to split, {tmp}/birds/crow/0.png: holding it out would leave none to learn "
+     "from"),
+    ("a class with two images, of which one is for the test",
+     lambda at: DataSet(str(without(at.bird_folders(), 2))).photos("fit"), DataError,
+     "class crow has one image to split, {tmp}/birds/crow/1.png: holding it out would leave none to learn "
+     "from"),
     ("more classes than there are", lambda at: class_folders(at.birds, 4), DataError,
      "classes is 4: {birds} has 3"),
     ("folders' classes by name", lambda at: class_folders(at.birds, ["crow"]), DataError,

@@ -220,6 +220,20 @@ def test_only_the_images_asked_for_need_to_be_there(root):
     assert str(error.value) == f"{folder}/images.txt:2: {missing} is missing (1 of 4 images are missing)"
 
 
+def test_an_image_that_does_not_decode_is_named_with_its_line(root):
+    folder = root / "CUB_200_2011"
+    (folder / "images/002.Snowy_Owl/c.jpg").write_bytes(b"no image")
+    fit = CUB200(root, "train", size=16).subset([1])
+    with pytest.raises(DataError) as error:
+        load(fit, folder=root / "store", progress=False)
+    place = f"{folder}/images.txt:3: {folder}/images/002.Snowy_Owl/c.jpg"
+    assert str(error.value) == f"{place}: the image does not decode (it is in no format that is known)"
+    whole = (folder / "images/001.Wren/a.jpg").read_bytes()
+    (folder / "images/002.Snowy_Owl/c.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=rf"^{re.escape(place)}: the image does not decode \("):
+        fit.read(0)
+
+
 def test_linked_folders_of_images_are_found(root):
     folder = root / "CUB_200_2011/images/001.Wren"
     folder.rename(root / "elsewhere")
@@ -457,8 +471,10 @@ def test_folders_that_hold_no_data_set(tmp_path):
         CUB200(tmp_path, "train")
     write_tables(tmp_path)
     assert len(read_tables(tmp_path).paths) == 4
-    with pytest.raises(DataError, match=r"images: there is no such folder"):
+    with pytest.raises(DataError) as error:
         CUB200(tmp_path, "train")
+    advice = "icd.birds.read_tables reads the text files without images"
+    assert str(error.value) == f"{tmp_path / 'images'}: there is no such folder; {advice}"
 
 
 def test_a_split_or_a_class_without_images(root):

@@ -307,7 +307,7 @@ def test_folds_hold_every_image_out_once(counts, k, seed):
         (lambda photos: photos.hold_out(1.0), "the share held out is 1.0: give a number between 0 and 1"),
         (
             lambda photos: photos.hold_out(),
-            "class class 1 has one image: holding it out would leave none to learn from",
+            "class class 1 has one image to split, 3.png: holding it out would leave none to learn from",
         ),
         (lambda photos: photos.folds(1), "1 folds: choose from 2 to 1, the images of the smallest class"),
         (lambda photos: photos.subset([]).folds(2), "there are no images to split"),
