@@ -89,7 +89,8 @@ def CUB200(
         where = "at all" if split == "all" else f"in the {split} split"
         raise DataError(f"{tables.folder / 'image_class_labels.txt'}: class {name} has no image {where}")
     _check_images(tables, rows)
-    images, box_file = tables.folder / "images", tables.folder / "bounding_boxes.txt"
+    images, image_file = tables.folder / "images", tables.folder / "images.txt"
+    box_file = tables.folder / "bounding_boxes.txt"
     return Photos(
         paths=tuple(images / tables.paths[row] for row in rows),
         labels=labels,
@@ -100,6 +101,7 @@ def CUB200(
         resize=resize,
         boxes=tables.boxes[rows],
         box_sources=tuple(f"{box_file}:{line}" for line in tables.box_lines[rows]),
+        sources=tuple(f"{image_file}:{line}" for line in tables.lines[rows]),
         parts=tables.parts[rows],
         part_names=tables.part_names,
     )
@@ -227,7 +229,9 @@ def _check_images(tables: Tables, rows: np.ndarray) -> None:
     """Raise for the first of `rows` whose image is missing; warn of images that no row names."""
     images = tables.folder / "images"
     if not images.is_dir():
-        raise DataError(f"{images}: there is no such folder")
+        raise DataError(
+            f"{images}: there is no such folder; icd.birds.read_tables reads the text files without images"
+        )
     on_disk = set()
     for folder, _, files in os.walk(images):
         inside = "" if folder == str(images) else Path(folder).relative_to(images).as_posix() + "/"

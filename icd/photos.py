@@ -22,7 +22,7 @@ from icd.checks import nearest
 Crop = Literal["image", "box"]
 Resize = Literal["squash", "shorter"]
 MOST_PIXELS = 16_384  # a side; a larger one is a slip of the keyboard, and would fill the memory
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class DataError(ValueError):
@@ -47,6 +47,7 @@ class Photos:
     resize: Resize = "squash"
     boxes: np.ndarray | None = None  # (N, 4) float64: left, top, width, height in the file's pixels
     box_sources: tuple[str, ...] | None = None  # where each box was read, for error messages
+    sources: tuple[str, ...] | None = None  # where each path was read, likewise
     parts: np.ndarray | None = None  # (N, P, 3) float64: x, y in the file's pixels, 1 if visible
     part_names: tuple[str, ...] = ()
 
@@ -73,34 +74,37 @@ class Photos:
     def read(self, index: int) -> tuple[np.ndarray, list[str]]:
         """Decode one photograph: uint8 (size, size, 3), and what had to be mended on the way."""
         path = self.paths[index]
+        named = f"{self.sources[index]}: {path}" if self.sources else str(path)
         try:
             with Image.open(path) as file:
                 image: Image.Image = file
                 notes = [] if image.mode == "RGB" else [f"colour mode {image.mode}, made RGB"]
-                if self.crop == "image":  # a phone's photo may lie on its side; boxes speak of the file
-                    if turned := _orientation(image):
-                        image = image.transpose(_UPRIGHT[turned])
-                        notes.append("lying on its side or mirrored, turned upright")
-                elif self._sticks_out(index, *image.size):
-                    notes.append("box beyond its image, cut")
+                if self.boxes is not None and self._sticks_out(index, *image.size):
+                    notes.append(f"box beyond its image, {'cut' if self.crop == 'box' else 'not used'}")
+                # A phone's photo may lie on its side; boxes speak of the file.
+                if self.crop == "image" and (turned := _orientation(image)):
+                    image = image.transpose(_UPRIGHT[turned])
+                    notes.append("lying on its side or mirrored, turned upright")
                 region = self._region(index, *image.size)
                 square = _rgb(image).resize((self.size, self.size), Image.Resampling.BILINEAR, region)
         except DataError:
             raise
         except FileNotFoundError:
-            raise DataError(f"{path}: there is no such image") from None
+            raise DataError(f"{named}: there is no such image") from None
         except IsADirectoryError:
-            raise DataError(f"{path}: this is a folder; name an image in it") from None
+            raise DataError(f"{named}: this is a folder; name an image in it") from None
         except UnidentifiedImageError:
-            raise DataError(f"{path}: the image does not decode (it is in no format that is known)") from None
+            raise DataError(
+                f"{named}: the image does not decode (it is in no format that is known)"
+            ) from None
         except Exception as broken:  # each decoder has its own: OSError, SyntaxError, struct.error, ...
-            raise DataError(f"{path}: the image does not decode ({broken})") from broken
+            raise DataError(f"{named}: the image does not decode ({broken})") from broken
         return np.array(square), notes
 
     def _sticks_out(self, index: int, width: int, height: int) -> bool:
         assert self.boxes is not None
         x, y, w, h = self.boxes[index]
-        return bool(x < 0 or y < 0 or x + w > width or y + h > height)
+        return not (x >= 0 and y >= 0 and x + w <= width and y + h <= height)
 
     def _region(self, index: int, width: int, height: int) -> tuple[float, float, float, float]:
         left, top, right, bottom = 0.0, 0.0, float(width), float(height)
@@ -111,7 +115,8 @@ class Photos:
             if not (0 <= x + w / 2 <= width and 0 <= y + h / 2 <= height):
                 source = self.box_sources[index] if self.box_sources else str(self.paths[index])
                 box = f"({x:g}, {y:g}, {w:g}, {h:g})"
-                raise DataError(f"{source}: the box {box} lies outside its image, {width} x {height} pixels")
+                size = f"{width} x {height} pixels"
+                raise DataError(f"{source}: the middle of the box {box} is not in its image, {size}")
             wide, high = (max(length * (1 + 2 * self.margin), 1.0) for length in (w, h))
             if self.resize == "shorter":  # undistorted: a square that holds the whole box
                 wide = high = max(wide, high)
@@ -148,7 +153,7 @@ class Photos:
                 return value[where]
             return tuple(value[i] for i in where)
 
-        rows = ("paths", "labels", "boxes", "box_sources", "parts")
+        rows = ("paths", "labels", "boxes", "box_sources", "sources", "parts")
         return replace(self, **{name: pick(v) for name in rows if (v := getattr(self, name)) is not None})
 
     def folds(self, k: int, seed: int = 0) -> list[tuple[Photos, Photos]]:
@@ -169,7 +174,7 @@ class Photos:
 
     def hold_out(self, share: float = 0.2, seed: int = 0) -> tuple[Photos, Photos]:
         """(fit, validation): about `share` of each class, at least one image, drawn by `seed`."""
-        held = held_out(self.labels, self.classes, share, seed)
+        held = held_out(self.labels, self.classes, share, seed, self.paths)
         return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
 
     def fingerprint(self) -> str:
@@ -189,8 +194,13 @@ class Photos:
         return digest.hexdigest()[:24]
 
     def key(self) -> str:
-        """A digest of these very files: another where one was written again, or lies elsewhere."""
+        """A digest of these very files: another where one was written again, or lies elsewhere.
+
+        And of their boxes, even where the pixels do not depend on them: those beyond an image are counted.
+        """
         digest = hashlib.sha256(self.fingerprint().encode())
+        if self.crop == "image" and self.boxes is not None:
+            digest.update(np.ascontiguousarray(self.boxes).tobytes())
         for path in self.paths:
             digest.update(f"{path.resolve()}|{_stat(path).st_mtime_ns}\n".encode())
         return digest.hexdigest()[:24]
@@ -235,15 +245,19 @@ def check_cut(size: int, crop: Crop, margin: float, resize: Resize) -> None:
         raise DataError(f"margin is {margin}: give a share of the box between 0 and 10")
 
 
-def held_out(labels: np.ndarray, classes: Sequence[str], share: float, seed: int) -> np.ndarray:
+def held_out(
+    labels: np.ndarray, classes: Sequence[str], share: float, seed: int, paths: Sequence[Path] | None = None
+) -> np.ndarray:
     """Which images to hold out, (N,) bool: about `share` of each class, at least one, drawn by `seed`."""
     if not 0 < share < 1:
         raise DataError(f"the share held out is {share}: give a number between 0 and 1")
     held = np.zeros(len(labels), dtype=bool)
     for rows in _shuffled_classes(labels, seed):
         if len(rows) < 2:
-            name = classes[labels[rows[0]]]
-            raise DataError(f"class {name} has one image: holding it out would leave none to learn from")
+            name, one = classes[labels[rows[0]]], f", {paths[rows[0]]}" if paths else ""
+            raise DataError(
+                f"class {name} has one image to split{one}: holding it out would leave none to learn from"
+            )
         held[rows[: min(max(round(share * len(rows)), 1), len(rows) - 1)]] = True
     return held
 
@@ -259,7 +273,10 @@ def _shuffled_classes(labels: np.ndarray, seed: int) -> list[np.ndarray]:
 def class_folders(
     root: str | Path, classes: int | None = None, *, size: int = 224, resize: Resize = "squash"
 ) -> Photos:
-    """Read `root/CLASS/photo.jpg`: each folder a class, by name; the first `classes` of them."""
+    """Read `root/CLASS/photo.jpg`: each folder a class, by name; the first `classes` of them.
+
+    Warns of files that are left out: they are no known pictures, or lie in no class.
+    """
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder")
@@ -271,10 +288,16 @@ def class_folders(
     if classes is not None and not 1 <= classes <= len(folders):
         raise DataError(f"classes is {classes}: {root} has {len(folders)}")
     folders = folders[:classes]
-    found = [sorted(p for p in folder.rglob("[!.]*") if p.suffix.lower() in SUFFIXES) for folder in folders]
+    inside = [sorted(folder.rglob("[!.]*")) for folder in folders]
+    found = [[path for path in paths if path.suffix.lower() in SUFFIXES] for paths in inside]
     for folder, paths in zip(folders, found, strict=True):
         if not paths:
             raise DataError(f"{folder}: this class has no image ({', '.join(SUFFIXES)})")
+    others = {*root.glob("[!.]*"), *(path for paths in inside for path in paths)}.difference(*found)
+    if left := sorted(path for path in others if path.is_file()):
+        first, known = left[0].relative_to(root).as_posix(), ", ".join(SUFFIXES)
+        text = f"{root}: {len(left)} files are left out, first {first}; read are {known} in a class's folder"
+        warnings.warn(text, stacklevel=1)  # at one place, so that it is said once for all splits
     return Photos(
         paths=tuple(path for paths in found for path in paths),
         labels=np.repeat(np.arange(len(found), dtype=np.int64), [len(paths) for paths in found]),

@@ -18,11 +18,13 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from icd import birds
 from icd.birds import CUB200, download, extract, read_tables
 from icd.photos import DataError
+from icd.pixels import load
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -166,7 +168,19 @@ def test_a_box_outside_its_image_names_its_line(root):
     with pytest.raises(DataError) as error:
         photos[1]
     place = root / "CUB_200_2011" / "bounding_boxes.txt"
-    assert str(error.value) == f"{place}:3: the box (33, 2, 20, 10) lies outside its image, 40 x 30 pixels"
+    assert str(error.value) == (
+        f"{place}:3: the middle of the box (33, 2, 20, 10) is not in its image, 40 x 30 pixels"
+    )
+
+
+def test_boxes_beyond_their_images_are_counted_though_nothing_is_cut_to_them(root):
+    plain = load(CUB200(root, "train", size=16), folder=root / "store", progress=False)
+    assert plain.mended == {}
+    change(root, "bounding_boxes.txt", "3 3.0 2.0 20.0 10.0", "3 9999 9999 10 10")
+    wrong = load(CUB200(root, "train", size=16), folder=root / "store", progress=False)
+    assert wrong.mended == {"box beyond its image, not used": 1}
+    assert wrong.fingerprint == plain.fingerprint
+    assert torch.equal(wrong.images, plain.images)
 
 
 def test_images_that_no_row_names_are_counted_once(root):
@@ -204,6 +218,20 @@ def test_only_the_images_asked_for_need_to_be_there(root):
     folder = root / "CUB_200_2011"
     missing = folder / "images/001.Wren/b.jpg"
     assert str(error.value) == f"{folder}/images.txt:2: {missing} is missing (1 of 4 images are missing)"
+
+
+def test_an_image_that_does_not_decode_is_named_with_its_line(root):
+    folder = root / "CUB_200_2011"
+    (folder / "images/002.Snowy_Owl/c.jpg").write_bytes(b"no image")
+    fit = CUB200(root, "train", size=16).subset([1])
+    with pytest.raises(DataError) as error:
+        load(fit, folder=root / "store", progress=False)
+    place = f"{folder}/images.txt:3: {folder}/images/002.Snowy_Owl/c.jpg"
+    assert str(error.value) == f"{place}: the image does not decode (it is in no format that is known)"
+    whole = (folder / "images/001.Wren/a.jpg").read_bytes()
+    (folder / "images/002.Snowy_Owl/c.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=rf"^{re.escape(place)}: the image does not decode \("):
+        fit.read(0)
 
 
 def test_linked_folders_of_images_are_found(root):
@@ -443,8 +471,10 @@ def test_folders_that_hold_no_data_set(tmp_path):
         CUB200(tmp_path, "train")
     write_tables(tmp_path)
     assert len(read_tables(tmp_path).paths) == 4
-    with pytest.raises(DataError, match=r"images: there is no such folder"):
+    with pytest.raises(DataError) as error:
         CUB200(tmp_path, "train")
+    advice = "icd.birds.read_tables reads the text files without images"
+    assert str(error.value) == f"{tmp_path / 'images'}: there is no such folder; {advice}"
 
 
 def test_a_split_or_a_class_without_images(root):

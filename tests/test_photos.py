@@ -189,16 +189,32 @@ def test_a_box_square_shows_what_the_box_holds(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("box", "mended"),
+    ("box", "crop", "mended"),
     [
-        ((0, 0, 40, 30), []),
-        ((-1, 0, 40, 30), ["box beyond its image, cut"]),
-        ((30, 20, 15, 15), ["box beyond its image, cut"]),
+        ((0, 0, 40, 30), "box", []),
+        ((-1, 0, 40, 30), "box", ["box beyond its image, cut"]),
+        ((30, 20, 15, 15), "box", ["box beyond its image, cut"]),
+        ((0, 0, 40, 30), "image", []),
+        ((30, 20, 15, 15), "image", ["box beyond its image, not used"]),
+        ((9999, 9999, 10, 10), "image", ["box beyond its image, not used"]),
+        ((1, 1, np.nan, 2), "image", ["box beyond its image, not used"]),
     ],
 )
-def test_a_box_that_sticks_out_is_cut_and_counted(tmp_path, box, mended):
+def test_a_box_that_sticks_out_is_counted_whatever_the_crop(tmp_path, box, crop, mended):
     Image.fromarray(RGB).save(tmp_path / "a.png")
-    assert one(tmp_path / "a.png", crop="box", boxes=np.array([box], dtype=float)).read(0)[1] == mended
+    photos = one(tmp_path / "a.png", crop=crop, boxes=np.array([box], dtype=float))
+    pixels, notes = photos.read(0)
+    assert notes == mended
+    if crop == "image":
+        assert (pixels == replace(photos, boxes=None).read(0)[0]).all()
+
+
+def test_a_box_of_a_picture_on_its_side_speaks_of_the_file(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(RGB).save(tmp_path / "a.jpg", exif=exif)
+    photos = one(tmp_path / "a.jpg", boxes=np.array([[0.0, 0, 40, 30]]))
+    assert photos.read(0)[1] == ["lying on its side or mirrored, turned upright"]
 
 
 def test_a_box_elsewhere_names_its_line(tmp_path):
@@ -211,7 +227,9 @@ def test_a_box_elsewhere_names_its_line(tmp_path):
     )
     with pytest.raises(DataError) as error:
         photos.read(0)
-    expected = "bounding_boxes.txt:7: the box (39, 20, 30, 15) lies outside its image, 40 x 30 pixels"
+    expected = (
+        "bounding_boxes.txt:7: the middle of the box (39, 20, 30, 15) is not in its image, 40 x 30 pixels"
+    )
     assert str(error.value) == expected
 
 
@@ -289,7 +307,7 @@ def test_folds_hold_every_image_out_once(counts, k, seed):
         (lambda photos: photos.hold_out(1.0), "the share held out is 1.0: give a number between 0 and 1"),
         (
             lambda photos: photos.hold_out(),
-            "class class 1 has one image: holding it out would leave none to learn from",
+            "class class 1 has one image to split, 3.png: holding it out would leave none to learn from",
         ),
         (lambda photos: photos.folds(1), "1 folds: choose from 2 to 1, the images of the smallest class"),
         (lambda photos: photos.subset([]).folds(2), "there are no images to split"),
@@ -371,6 +389,13 @@ def test_the_fingerprint_stays_with_all_else(two):
     assert len({photos.fingerprint() for photos in same}) == 1
 
 
+def test_the_key_is_another_for_other_boxes(two):
+    assert two.boxes is not None
+    others = replace(two, boxes=two.boxes + 1), replace(two, boxes=None)
+    assert len({photos.key() for photos in (two, *others)}) == 3
+    assert len({photos.fingerprint() for photos in (two, *others)}) == 1
+
+
 def test_the_fingerprint_is_that_of_the_folder_elsewhere_and_the_key_is_not(two, tmp_path):
     (tmp_path / "moved").mkdir()
     there = [tmp_path / "moved" / path.name for path in two.paths]
@@ -400,7 +425,7 @@ def test_class_folders(tmp_path):
     for name in ("wren/2.JPG", "wren/deep/1.png", "owl/a.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(RGB).save(tmp_path / name)
-    for name in ("wren/notes.txt", "owl/._a.png", ".hidden/a.png"):
+    for name in ("owl/._a.png", ".hidden/a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("no image")
     photos = class_folders(tmp_path, size=16, resize="shorter")
@@ -409,6 +434,26 @@ def test_class_folders(tmp_path):
     assert [path.name for path in photos.paths] == ["a.png", "2.JPG", "1.png"]
     assert (photos.size, photos.resize, photos.boxes) == (16, "shorter", None)
     assert all(image.shape == (3, 16, 16) for image, _ in photos)
+
+
+def test_files_of_folders_that_are_left_out_are_counted_and_the_first_is_named(tmp_path):
+    for name in ("owl/a.png", "wren/a.JFIF"):
+        (tmp_path / name).parent.mkdir()
+        Image.fromarray(RGB).save(tmp_path / name, "JPEG" if name.endswith("JFIF") else "PNG")
+    assert len(class_folders(tmp_path)) == 2
+    for name in ("wren/zz.heic", "wren/deep/notes.txt", "zz.png", ".DS_Store", "owl/.hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.warns(UserWarning, match="left out") as caught:
+        photos = class_folders(tmp_path, size=16)
+    assert [path.name for path in photos.paths] == ["a.png", "a.JFIF"]
+    assert all(image.shape == (3, 16, 16) for image, _ in photos)
+    assert [str(w.message) for w in caught] == [
+        f"{tmp_path}: 3 files are left out, first wren/deep/notes.txt; read are .jpg, .jpeg, .jfif, .png, "
+        ".webp, .bmp, .gif, .tif, .tiff in a class's folder"
+    ]
+    with pytest.warns(UserWarning, match="1 files are left out, first zz.png"):
+        class_folders(tmp_path, classes=1)
 
 
 def test_class_folders_that_hold_nothing(tmp_path):
