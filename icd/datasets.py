@@ -82,7 +82,7 @@ class DataSet:
         return photos.hold_out(self.hold_out, self.split_seed)[split == "validation"]
 
     def _is_cifar(self) -> bool:
-        return self.root == "cifar100" or (expand(self.root) / cifar.CIFAR100.base_folder).is_dir()
+        return self.root == "cifar100" or (expand(self.root) / cifar.FOLDER).is_dir()
 
     def _folder(self) -> Path:
         if self.root == "birdlets":

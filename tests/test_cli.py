@@ -72,6 +72,13 @@ def test_help_answers_for_every_command():
         assert function.__doc__
 
 
+def test_a_command_waits_for_no_library_that_it_does_not_use():
+    heavy = "scipy", "sklearn", "torchvision", "matplotlib"
+    look = f"import sys, icd.__main__; print([name for name in {heavy} if name in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout
+    assert said == "[]\n"
+
+
 def test_a_run_leaves_its_settings_its_log_and_a_small_model(runs):
     student = runs / "student"
     assert sorted(p.name for p in student.iterdir()) == [
