@@ -15,7 +15,7 @@ from torch import nn
 from icd import birdlets
 from icd import compare as comparison
 from icd.checkpoint import RunError, flat
-from icd.datasets import DataSet
+from icd.datasets import Changes, DataSet
 from icd.evidence import accuracy
 from icd.objective import METHODS, Objective
 from icd.photos import DataError
@@ -127,19 +127,23 @@ def compare(
 
 
 def evaluate(
-    run: str, split: Literal["validation", "test", "train"] = "test", data: DataSet | None = None
+    run: str, split: Literal["validation", "test", "train"] = "test", data: Changes = Changes()
 ) -> None:
     """Measure a trained network: the share of images that it names right.
 
     Args:
-        run: the folder of a finished run.
+        run: the folder of a finished run, or its model.safetensors.
         split: "validation" for choosing settings, "test" once, at the end.
-        data: which images; those of the run by default.
+        data: which images, where they are others than the run's.
     """
     model, card = load_model(run)
-    if data is None:
-        data = _data_of(Path(run))
-    pixels = _load(data, split)
+    try:
+        own = _data_of(Path(run))
+    except RunError:
+        if data.root is None:
+            raise
+        own = DataSet(data.root, crop=card.crop, margin=card.margin, size=card.size, resize=card.resize)
+    pixels = _load(data.applied(own), split)
     if pixels.classes != card.classes:
         here, there = (f"{len(names)} ({names[0]}, ...)" for names in (pixels.classes, card.classes))
         raise RunError(f"{run} knows other classes, {there}, than the data set has, {here}: give --data.root")
@@ -148,16 +152,25 @@ def evaluate(
     print(f"{100 * share:.2f} % of {len(pixels)} {split} images (standard error {100 * error:.2f})")
 
 
-def predict(run: str, picture: str, top: int = 5) -> None:
+def predict(run: str, picture: str, top: int = 5, box: str | None = None) -> None:
     """Name the bird in any picture.
 
     Args:
         run: the folder of a finished run, or its model.safetensors.
         picture: an image file.
         top: how many names to print, the likeliest first.
+        box: where the bird is, as left,top,width,height in pixels of the picture. For a network that learned
+            from birds cut out by their boxes.
     """
     model, card = load_model(run)
-    for name, chance in name_bird(model, card, picture, top):
+    where = None if box is None else _read_box(box)
+    names = name_bird(model, card, picture, top, where)
+    if where is None and card.crop == "box":
+        print(
+            f"{run} learned from birds that were cut out by their boxes: "
+            "--box left,top,width,height helps, or a picture that the bird fills"
+        )
+    for name, chance in names:
         print(f"{100 * chance:5.1f} %  {name}")
 
 
@@ -264,7 +277,16 @@ def _train(
         checkpoint_seconds=checkpoint_seconds,
     )
     card = Card(
-        name, pixels.classes, data.size, data.resize, pixels.mean, pixels.std, note, whole=pixels.whole
+        name,
+        pixels.classes,
+        data.size,
+        data.resize,
+        pixels.mean,
+        pixels.std,
+        note,
+        whole=pixels.whole,
+        crop=data.crop,
+        margin=data.margin,
     )
     if is_main():
         save_model(place / "model.safetensors", student, card)
@@ -290,6 +312,16 @@ def _load_teacher(path: str, name: str | None, data: DataSet) -> nn.Module:
         raise RunError(f"{path} does not say which network its weights are of: give --teacher_network")
     classes = len(data.pixels("test").classes)
     return load_published(name, path, classes, data.size)
+
+
+def _read_box(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(map(float, text.split(",")))
+    except ValueError:
+        values = ()
+    if len(values) != 4:
+        raise RunError(f'--box is "{text}": give left,top,width,height in pixels, like 60,27,325,304')
+    return values
 
 
 def _load(data: DataSet, split: Literal["train", "fit", "validation", "test"]) -> Pixels:
