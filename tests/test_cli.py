@@ -125,6 +125,22 @@ def test_settings_written_beside_a_run_start_it_again(runs, capsys):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_only_clustering_learns_from_a_teacher_of_other_classes(runs, birds, tmp_path, capsys):
+    def trained(command, name, *options):
+        where = [command, str(runs / "teacher"), str(tmp_path / name), "--network", "resnet10-8"]
+        images = ["--data.root", str(birds), "--data.classes", "2", "--recipe.epochs", "1"]
+        return main([*where, *images, "--recipe.batch_size", "8", *options])
+
+    capsys.readouterr()
+    by_gram = ["--method", "cross_entropy() + 2 * clustering()"]
+    assert trained("distil", "a", *by_gram) == 0
+    assert trained("compare", "b", "--methods", "alone", "--seeds", "1") == 0
+    said = capsys.readouterr()
+    assert "an epoch takes" not in said.out + said.err  # there is no other one
+    assert trained("distil", "c") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
 def test_evaluate_uses_the_runs_own_images_and_predict_names_any_picture(runs, birds, tmp_path, capsys):
     assert main(["evaluate", str(runs / "student"), "--split", "validation"]) == 0
     assert re.fullmatch(
