@@ -24,10 +24,11 @@ from icd.saved import ModelError
 from icd.training import Recipe
 
 PROMISED = (DataError, ModelError, RunError, NonFiniteLoss, ValueError, OSError)
+TRAINING = ("teach", "distil", "compare")
 
 
-def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the resolved settings beside the run; `--config` reads them again."""
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise where the folder holds a run with other settings."""
     path = folder / "config.yaml"
     begun = (folder / "checkpoint.pt").exists() or (folder / "results.csv").exists()
     if path.exists() and begun:
@@ -41,7 +42,6 @@ def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
                 f"{folder} holds a run with another {other[0]}: there {there.get(other[0])}, "
                 f"here {here.get(other[0])}. Go on with --config {path}, or name another folder"
             )
-    write_atomically(path, yaml.safe_dump(settings, sort_keys=False))
 
 
 def _sentence(error: Exception) -> str:
@@ -86,14 +86,17 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = _instantiate(parser, chosen)
         options.pop("config", None)
-        if name in ("teach", "distil", "compare"):
-            settings = {
-                key: asdict(v) if isinstance(v, (DataSet, Recipe)) else v for key, v in options.items()
-            }
-            _keep_settings(Path(options["folder"]), json.loads(json.dumps(settings)))
+        settings = {key: asdict(v) if isinstance(v, (DataSet, Recipe)) else v for key, v in options.items()}
+        if name in TRAINING:
+            settings = json.loads(json.dumps(settings))
+            _check_settings(Path(options["folder"]), settings)
         # Of several processes one speaks; what goes wrong, each says for itself.
         with nullcontext() if is_main() else redirect_stdout(io.StringIO()):
-            COMMANDS[name](**options)
+            train = COMMANDS[name](**options)
+            if train is not None:  # all is checked; `--config` reads the resolved settings again
+                text = yaml.safe_dump(settings, sort_keys=False)
+                write_atomically(Path(options["folder"]) / "config.yaml", text)
+                train()
     except KeyboardInterrupt:
         if is_main():
             print("\nstopped; give the same command again to go on from its checkpoint", file=sys.stderr)

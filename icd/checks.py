@@ -50,6 +50,11 @@ def check_weights(**weights: float) -> None:
             raise ValueError(f"{name} is {value!r}: give a finite number, not negative")
 
 
+def check_seconds(name: str, value: float) -> None:
+    if not value >= 0:  # nor NaN
+        raise ValueError(f"{name} is {value}: give 0 seconds or more")
+
+
 def check_recipe(values: Mapping[str, Any]) -> None:
     """Raise for the values of an `icd.training.Recipe` with which nothing can be trained."""
 

@@ -11,12 +11,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torchvision.datasets import CIFAR100
 
 from icd.files import expand
 from icd.photos import DataError, check_split, held_out
 from icd.pixels import Pixels
 
+FOLDER = "cifar-100-python"
 SIZE, BORDER = 32, 4
 # Of CIFAR-100's pixels in [0, 1]: the teachers that the field shares were trained on images centred by these.
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -41,6 +41,9 @@ def pixels(
     Raises:
         DataError: the archive can not be fetched or is damaged, or a number of classes that there is not.
     """
+    # Seconds that nobody shall wait for who has other images.
+    from torchvision.datasets import CIFAR100
+
     check_split(split)
     root = expand(root)
     try:

@@ -1,12 +1,18 @@
-"""What `python -m icd` can do. Each command is a function; its options are the function's."""
+"""What `python -m icd` can do. Each command is a function; its options are the function's.
+
+One that trains only checks what it was given, and returns the rest as a function without arguments: a command
+that is refused leaves nothing behind.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import yaml
@@ -15,7 +21,8 @@ from torch import nn
 from icd import birdlets
 from icd import compare as comparison
 from icd.checkpoint import RunError, flat
-from icd.datasets import DataSet
+from icd.checks import check_seconds
+from icd.datasets import Changes, DataSet
 from icd.evidence import accuracy
 from icd.objective import METHODS, Objective
 from icd.photos import DataError
@@ -25,7 +32,8 @@ from icd.recipes import published_run, published_runs
 from icd.saved import Card, load_model, name_bird, save_model
 from icd.spelling import named
 from icd.training import Recipe, fit
-from icd.zoo import NETWORKS, load_published, network
+from icd.zoo import NETWORKS, load_published
+from icd.zoo import network as build
 
 
 def teach(
@@ -35,7 +43,7 @@ def teach(
     recipe: Recipe = Recipe(),
     images: Literal["fit", "train"] = "fit",
     checkpoint_seconds: float = 60.0,
-) -> None:
+) -> Callable[[], None]:
     """Train a network on labels alone: a teacher, or a student without one.
 
     Args:
@@ -49,7 +57,7 @@ def teach(
             Google Drive does in its bin, are spared by 600.
     """
     note = "trained on labels alone"
-    _train(folder, network, METHODS["alone"], data, recipe, images, None, note, checkpoint_seconds)
+    return _train(folder, network, METHODS["alone"], data, recipe, images, None, note, checkpoint_seconds)
 
 
 def distil(
@@ -62,7 +70,7 @@ def distil(
     images: Literal["fit", "train"] = "fit",
     teacher_network: str | None = None,
     checkpoint_seconds: float = 60.0,
-) -> None:
+) -> Callable[[], None]:
     """Train a student from a teacher.
 
     --recipe NAME, with a name that `python -m icd recipes` lists, stands for all settings of a published
@@ -84,7 +92,7 @@ def distil(
     """
     objective, note = named(method), f"{method}, taught by {teacher}"
     master = _load_teacher(teacher, teacher_network, data)
-    _train(folder, network, objective, data, recipe, images, master, note, checkpoint_seconds)
+    return _train(folder, network, objective, data, recipe, images, master, note, checkpoint_seconds)
 
 
 def compare(
@@ -96,7 +104,7 @@ def compare(
     data: DataSet = DataSet(),
     recipe: Recipe = Recipe(),
     split: Literal["validation", "test"] = "validation",
-) -> None:
+) -> Callable[[], None]:
     """Compare methods over seeds: a table of runs, and the differences with their intervals.
 
     Students of a seed start alike and see the same batches. Give the same command again and what was
@@ -113,33 +121,51 @@ def compare(
         split: what accuracy is measured on. "validation" to choose settings, learning from the other
             training images; "test" once, when they are chosen, learning from all of them.
     """
-    master, _ = load_model(teacher)
-    train = _load(data, "fit" if split == "validation" else "train")
     names = [name.strip() for name in methods.split(",")]
-    rows = comparison.compare(names, range(seeds), network, train, _load(data, split), recipe, master, folder)
+    comparison.check_methods(names, range(seeds))
+    if recipe.seed:
+        raise RunError(
+            f"the recipe's seed is {recipe.seed}: a comparison runs the seeds from 0, as many as --seeds says"
+        )
+    master, card = load_model(teacher)
+    train = _load(data, "fit" if split == "validation" else "train")
     for name in names:
-        scores = [100 * row.accuracy for row in rows if row.method == name]
-        mean = statistics.mean(scores)
-        print(f"{name:10} {mean:6.2f} % of {rows[0].images} {split} images ({len(scores)} seeds)")
-    for baseline in ("alone", "KD"):
-        for name, interval in comparison.differences(rows, baseline).items():
-            print(f"{name:10} against {baseline:6} {interval}")
+        _check_classes(Teacher(teacher, master, card), METHODS[name], train.classes)
+    held = _load(data, split)
+    comparison.finished(folder, network, recipe, held)
+    build(network, len(train.classes), data.size)
+
+    def run() -> None:
+        rows = comparison.compare(names, range(seeds), network, train, held, recipe, master, folder)
+        for name in names:
+            scores = [100 * row.accuracy for row in rows if row.method == name]
+            mean = statistics.mean(scores)
+            print(f"{name:10} {mean:6.2f} % of {rows[0].images} {split} images ({len(scores)} seeds)")
+        for baseline in ("alone", "KD"):
+            for name, interval in comparison.differences(rows, baseline).items():
+                print(f"{name:10} against {baseline:6} {interval}")
+
+    return run
 
 
 def evaluate(
-    run: str, split: Literal["validation", "test", "train"] = "test", data: DataSet | None = None
+    run: str, split: Literal["validation", "test", "train"] = "test", data: Changes = Changes()
 ) -> None:
     """Measure a trained network: the share of images that it names right.
 
     Args:
-        run: the folder of a finished run.
+        run: the folder of a finished run, or its model.safetensors.
         split: "validation" for choosing settings, "test" once, at the end.
-        data: which images; those of the run by default.
+        data: which images, where they are others than the run's.
     """
     model, card = load_model(run)
-    if data is None:
-        data = _data_of(Path(run))
-    pixels = _load(data, split)
+    try:
+        own = _data_of(Path(run))
+    except RunError:
+        if data.root is None:
+            raise
+        own = DataSet(data.root, crop=card.crop, margin=card.margin, size=card.size, resize=card.resize)
+    pixels = _load(data.applied(own), split)
     if pixels.classes != card.classes:
         here, there = (f"{len(names)} ({names[0]}, ...)" for names in (pixels.classes, card.classes))
         raise RunError(f"{run} knows other classes, {there}, than the data set has, {here}: give --data.root")
@@ -148,16 +174,25 @@ def evaluate(
     print(f"{100 * share:.2f} % of {len(pixels)} {split} images (standard error {100 * error:.2f})")
 
 
-def predict(run: str, picture: str, top: int = 5) -> None:
+def predict(run: str, picture: str, top: int = 5, box: str | None = None) -> None:
     """Name the bird in any picture.
 
     Args:
         run: the folder of a finished run, or its model.safetensors.
         picture: an image file.
         top: how many names to print, the likeliest first.
+        box: where the bird is, as left,top,width,height in pixels of the picture. For a network that learned
+            from birds cut out by their boxes.
     """
     model, card = load_model(run)
-    for name, chance in name_bird(model, card, picture, top):
+    where = None if box is None else _read_box(box)
+    names = name_bird(model, card, picture, top, where)
+    if where is None and card.crop == "box":
+        print(
+            f"{run} learned from birds that were cut out by their boxes: "
+            "--box left,top,width,height helps, or a picture that the bird fills"
+        )
+    for name, chance in names:
         print(f"{100 * chance:5.1f} %  {name}")
 
 
@@ -228,12 +263,20 @@ def recipes(name: str = "") -> None:
 def networks() -> None:
     """List the networks, with how many numbers each learns for 200 classes."""
     for name in NETWORKS:
-        print(f"{name:14} {sum(p.numel() for p in network(name, 200).parameters()):>12,}")
+        print(f"{name:14} {sum(p.numel() for p in build(name, 200).parameters()):>12,}")
 
 
 COMMANDS = {
     f.__name__: f for f in (teach, distil, compare, evaluate, predict, pack, draw, methods, recipes, networks)
 }
+
+
+class Teacher(NamedTuple):
+    """Whom a student learns from; weights that others share have no card."""
+
+    path: str
+    network: nn.Module
+    card: Card | None
 
 
 def _train(
@@ -243,53 +286,94 @@ def _train(
     data: DataSet,
     recipe: Recipe,
     images: Literal["fit", "train"],
-    teacher: nn.Module | None,
+    teacher: Teacher | None,
     note: str,
     checkpoint_seconds: float,
-) -> None:
+) -> Callable[[], None]:
+    check_seconds("checkpoint_seconds", checkpoint_seconds)
     place = Path(folder)
     pixels, validation = _load(data, images), _load(data, "validation") if images == "fit" else None
+    if teacher is not None:
+        _check_classes(teacher, objective, pixels.classes)
     torch.manual_seed(recipe.seed)
-    student = network(name, len(pixels.classes), data.size)
-    print(f"{name} for {objective} on {len(pixels)} images of {len(pixels.classes)} classes")
-    began = time.perf_counter()
-    history = fit(
-        student,
-        objective,
-        pixels,
-        recipe,
-        teacher=teacher,
-        validation=validation,
-        folder=place,
-        checkpoint_seconds=checkpoint_seconds,
-    )
+    student = build(name, len(pixels.classes), data.size)
     card = Card(
-        name, pixels.classes, data.size, data.resize, pixels.mean, pixels.std, note, whole=pixels.whole
+        name,
+        pixels.classes,
+        data.size,
+        data.resize,
+        pixels.mean,
+        pixels.std,
+        note,
+        whole=pixels.whole,
+        crop=data.crop,
+        margin=data.margin,
     )
-    if is_main():
-        save_model(place / "model.safetensors", student, card)
-    last = history[-1]
-    seen = (
-        f", {100 * last['validation_accuracy']:.2f} % of the validation images"
-        if validation is not None
-        else ""
-    )
-    print(f"{100 * last['train_accuracy']:.2f} % of the training images{seen}")
-    print(f"saved {place / 'model.safetensors'} after {time.perf_counter() - began:.0f} s")
+
+    def run() -> None:
+        print(f"{name} for {objective} on {len(pixels)} images of {len(pixels.classes)} classes")
+        began = time.perf_counter()
+        history = fit(
+            student,
+            objective,
+            pixels,
+            recipe,
+            teacher=None if teacher is None else teacher.network,
+            validation=validation,
+            folder=place,
+            checkpoint_seconds=checkpoint_seconds,
+        )
+        if is_main():
+            save_model(place / "model.safetensors", student, card)
+        last = history[-1]
+        seen = (
+            f", {100 * last['validation_accuracy']:.2f} % of the validation images"
+            if validation is not None
+            else ""
+        )
+        print(f"{100 * last['train_accuracy']:.2f} % of the training images{seen}")
+        print(f"saved {place / 'model.safetensors'} after {time.perf_counter() - began:.0f} s")
+
+    return run
 
 
-def _load_teacher(path: str, name: str | None, data: DataSet) -> nn.Module:
+def _load_teacher(path: str, name: str | None, data: DataSet) -> Teacher:
     if Path(path).suffix in ("", ".safetensors"):
         if not Path(path).exists() and Path(path).name in published_runs():
             recipe = Path(path).name
             raise RunError(
                 f"there is no teacher in {path} yet: python -m icd distil --recipe {recipe} makes it"
             )
-        return load_model(path)[0]
+        return Teacher(path, *load_model(path))
     if name is None:
         raise RunError(f"{path} does not say which network its weights are of: give --teacher_network")
     classes = len(data.pixels("test").classes)
-    return load_published(name, path, classes, data.size)
+    return Teacher(path, load_published(name, path, classes, data.size), None)
+
+
+def _check_classes(teacher: Teacher, objective: Objective, classes: tuple[str, ...]) -> None:
+    """Raise where an objective compares class with class, and they are not the same ones."""
+    known = classes if teacher.card is None else teacher.card.classes
+    if known == classes or not any(term.same_classes for term in objective.terms):
+        return
+    first, (there, here) = next(
+        (number, pair) for number, pair in enumerate(zip_longest(known, classes), 1) if pair[0] != pair[1]
+    )
+    said = ["none" if name is None else f'"{name}"' for name in (there, here)]
+    raise RunError(
+        f"{teacher.path} was taught other classes than the images have: class {first} is {said[0]} there and "
+        f"{said[1]} here. Of all terms, only clustering() accepts that"
+    )
+
+
+def _read_box(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(map(float, text.split(",")))
+    except ValueError:
+        values = ()
+    if len(values) != 4:
+        raise RunError(f'--box is "{text}": give left,top,width,height in pixels, like 60,27,325,304')
+    return values
 
 
 def _load(data: DataSet, split: Literal["train", "fit", "validation", "test"]) -> Pixels:

@@ -82,22 +82,8 @@ def compare(
     Raises:
         RunError: an unknown method, none at all or one named twice, no seed, or a table of other runs.
     """
-    for method in methods:
-        if method not in METHODS:
-            hint = nearest(method, list(METHODS))
-            raise RunError(f'there is no method "{method}":{hint} There are {", ".join(METHODS)}')
-        if list(methods).count(method) > 1:
-            raise RunError(f'the method "{method}" is named twice: once is enough')
-    if not methods or not seeds:
-        raise RunError(f"{len(methods)} methods for {len(seeds)} seeds: give one or more of both")
-    table = Path(folder) / "results.csv"
-    rows = read_results(table) if table.exists() else []
-    for row in rows:
-        now = (student, recipe.epochs, len(held), str(METHODS.get(row.method)))
-        if (row.network, row.epochs, row.images, row.objective) != now:
-            raise RunError(
-                f"{table} holds runs with other settings ({row.method}, seed {row.seed}): name another folder"
-            )
+    check_methods(methods, seeds)
+    table, rows = Path(folder) / "results.csv", finished(folder, student, recipe, held)
     for seed in seeds:
         done = {row.method for row in rows if row.seed == seed}
         missing = [method for method in methods if method not in done]
@@ -116,6 +102,31 @@ def compare(
             rows.append(measure(learner, held, network=student, seed=seed, together=len(learners)))
         if is_main():
             write_results(table, rows)
+    return rows
+
+
+def check_methods(methods: Sequence[str], seeds: Sequence[int]) -> None:
+    """Raise a RunError for an unknown method, none at all or one named twice, or no seed."""
+    for method in methods:
+        if method not in METHODS:
+            hint = nearest(method, list(METHODS))
+            raise RunError(f'there is no method "{method}":{hint} There are {", ".join(METHODS)}')
+        if list(methods).count(method) > 1:
+            raise RunError(f'the method "{method}" is named twice: once is enough')
+    if not methods or not seeds:
+        raise RunError(f"{len(methods)} methods for {len(seeds)} seeds: give one or more of both")
+
+
+def finished(folder: str | Path, student: str, recipe: Recipe, held: Pixels) -> list[Result]:
+    """The rows that `folder/results.csv` has already, or RunError for runs with other settings."""
+    table = Path(folder) / "results.csv"
+    rows = read_results(table) if table.exists() else []
+    for row in rows:
+        now = (student, recipe.epochs, len(held), str(METHODS.get(row.method)))
+        if (row.network, row.epochs, row.images, row.objective) != now:
+            raise RunError(
+                f"{table} holds runs with other settings ({row.method}, seed {row.seed}): name another folder"
+            )
     return rows
 
 

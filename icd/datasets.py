@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -82,7 +82,7 @@ class DataSet:
         return photos.hold_out(self.hold_out, self.split_seed)[split == "validation"]
 
     def _is_cifar(self) -> bool:
-        return self.root == "cifar100" or (expand(self.root) / cifar.CIFAR100.base_folder).is_dir()
+        return self.root == "cifar100" or (expand(self.root) / cifar.FOLDER).is_dir()
 
     def _folder(self) -> Path:
         if self.root == "birdlets":
@@ -125,3 +125,32 @@ class DataSet:
         if unshared:
             raise DataError(f"{root}: the class {unshared[0]} is in only one of train/ and test/")
         return class_folders(root / split, self.classes, size=self.size, resize=self.resize)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Which images, where they are others than a run's: whatever is not given stays as the run had it.
+
+    Attributes:
+        root: a name or a folder, as a `DataSet` has it.
+        classes: the first so many classes alone.
+        crop: "image", or "box": what the bird's box holds.
+        margin: how much of the box is added on each side.
+        size: pixels a side of what a network sees.
+        resize: "squash" distorts; "shorter" does not.
+        hold_out: the share of the training images kept for validation.
+        split_seed: which ones.
+    """
+
+    root: str | None = None
+    classes: int | None = None
+    crop: Crop | None = None
+    margin: float | None = None
+    size: int | None = None
+    resize: Resize | None = None
+    hold_out: float | None = None
+    split_seed: int | None = None
+
+    def applied(self, data: DataSet) -> DataSet:
+        """`data` with these changes."""
+        return replace(data, **{name: value for name, value in vars(self).items() if value is not None})

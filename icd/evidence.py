@@ -7,13 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
-from scipy.special import entr, rel_entr
-from scipy.stats import t as student_t
 from torch import Tensor, nn
 
 from icd.pixels import Pixels
+
+# scipy and scikit-learn are imported where they are used: seconds, and a training run needs this file too.
 
 
 @torch.no_grad()
@@ -71,6 +69,8 @@ def paired_interval(a: Sequence[float], b: Sequence[float], confidence: float = 
     Raises:
         ValueError: fewer than two pairs, lists of different length, or what is not finite.
     """
+    from scipy.stats import t as student_t
+
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(
             f"{len(a)} and {len(b)} runs: a paired interval needs two pairs at least, seed by seed"
@@ -104,6 +104,9 @@ def groups(likeness: np.ndarray, counts: Sequence[int] | np.ndarray) -> np.ndarr
         ValueError: shapes that do not fit, a number of groups that there cannot be, or a
             likeness that is not finite.
     """
+    from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial.distance import squareform
+
     likeness, counts = np.asarray(likeness, dtype=float), np.asarray(counts)
     if likeness.ndim != 3 or likeness.shape[1] != likeness.shape[2] or counts.shape != likeness.shape[:1]:
         raise ValueError(
@@ -136,7 +139,7 @@ def adjusted_mutual_information(first: np.ndarray, second: np.ndarray) -> np.nda
     Raises:
         ValueError: shapes that differ, or are not (N, n).
     """
-    # Half a second that a training run, which also needs this file, shall not wait for.
+    from scipy.special import entr, rel_entr
     from sklearn.metrics.cluster import expected_mutual_information
 
     first, second = np.asarray(first), np.asarray(second)

@@ -38,6 +38,7 @@ class Term:
     weight: float = 1.0
     warmup_epochs: int = 0
     needs_teacher: bool = True
+    same_classes: bool = False  # whether the teacher's classes must be the student's
 
     def warmed_up(self, epochs: int) -> Term:
         """The same term, its weight growing linearly: e / epochs in epoch e = 1, 2, ..."""
@@ -165,7 +166,8 @@ def whole_image(loss: Callable[..., Tensor], **arguments: Any) -> Term:
 
     _check_names(arguments, loss)
     _try(loss, torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), **arguments)
-    return Term(_short(loss), _spell("whole_image", loss.__name__, **arguments), function)
+    spelling = _spell("whole_image", loss.__name__, **arguments)
+    return Term(_short(loss), spelling, function, same_classes=True)
 
 
 def scale_decoupled(
@@ -191,7 +193,7 @@ def scale_decoupled(
         return scale_decoupled_loss(loss, *regions, target, teacher_logits=teacher.logits, **arguments)
 
     spelling = _spell("scale_decoupled", loss.__name__, **_changed(scales, pooling, repeat), **arguments)
-    return Term(f"sd_{_short(loss)}", spelling, function)
+    return Term(f"sd_{_short(loss)}", spelling, function, same_classes=True)
 
 
 def clustering(

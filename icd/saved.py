@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from icd.files import write_atomically
-from icd.photos import MOST_PIXELS, Photos, Resize, quiet_pillow
+from icd.photos import (
+    _UPRIGHT,
+    MOST_PIXELS,
+    Crop,
+    DataError,
+    Photos,
+    Resize,
+    _orientation,
+    quiet_pillow,
+)
 from icd.pixels import MEAN, STD, Channels, normalise, stored_size
 from icd.zoo import ModelError, network
 from icd.zoo.published import fill
@@ -30,9 +42,11 @@ class Card:
         size: pixels a side of the square that it sees; the form of some networks depends on it.
         resize: how a picture becomes a square.
         mean, std: of the pixels in [0, 1], for each channel.
+        note: how it was trained.
         whole: pixels a side to which a picture is resized before its middle is cut out; by default as many
             as `icd.pixels.load` keeps.
-        note: how it was trained.
+        crop: "box" where it learned from birds that were cut out by their boxes, else "image".
+        margin: how much of a box was added on each side.
 
     Raises ModelError for what cannot be.
     """
@@ -45,6 +59,8 @@ class Card:
     std: Channels = STD
     note: str = ""
     whole: int | None = None
+    crop: Crop = "image"  # older files do not say
+    margin: float = 0.1
 
     def __post_init__(self) -> None:
         names, whole = self.classes, self.size if self.whole is None else self.whole
@@ -58,6 +74,8 @@ class Card:
             "std": len(self.std) == 3 and all(0 < spread < math.inf for spread in self.std),
             "note": isinstance(self.note, str),
             "whole": sizes and self.size <= whole <= MOST_PIXELS,
+            "crop": self.crop in ("image", "box"),
+            "margin": isinstance(self.margin, int | float) and 0 <= self.margin <= 10,
         }
         for name, well in fits.items():
             if not well:
@@ -114,35 +132,70 @@ def _read_card(path: Path, text: str | None) -> Card:
         raise ModelError(f"{path}: its card cannot be read") from error
 
 
-def picture(path: str | Path, card: Card) -> Tensor:
+def picture(path: str | Path, card: Card, box: Sequence[float] | None = None) -> Tensor:
     """A picture file as the network sees it: normalised, (1, 3, size, size).
 
     Resized like the training images, and the middle of it taken.
 
+    Args:
+        path: the file.
+        card: how.
+        box: where the bird is: left, top, width and height in pixels of the picture, upright as a viewer
+            shows it. It is cut out as the boxes of training images are.
+
     Raises:
-        icd.photos.DataError: the file is not there or does not decode.
+        icd.photos.DataError: the file is not there or does not decode, or a box that is none, or outside.
     """
-    whole = card.whole or stored_size(card.size)
+    path, whole = Path(path), card.whole or stored_size(card.size)
     photo = Photos(
-        (Path(path),),
-        labels=torch.zeros(1, dtype=torch.int64).numpy(),
+        (path,),
+        labels=np.zeros(1, dtype=np.int64),
         classes=("?",),
         size=whole,
+        margin=card.margin,
         resize=card.resize,
     )
     with quiet_pillow():
-        image, _ = photo[0]
+        square, _ = photo.read(0)
+        if box is not None:
+            lying, turned = _in_file(path, box)
+            square, _ = replace(photo, crop="box", boxes=np.array([lying], dtype=np.float64)).read(0)
+            if turned:
+                square = np.array(Image.fromarray(square).transpose(_UPRIGHT[turned]))
     edge = (whole - card.size) // 2
-    middle = image[None, :, edge : edge + card.size, edge : edge + card.size]
-    return normalise(middle, mean=card.mean, std=card.std)
+    middle = square[edge : edge + card.size, edge : edge + card.size]
+    return normalise(torch.from_numpy(middle).permute(2, 0, 1)[None], mean=card.mean, std=card.std)
+
+
+def _in_file(path: Path, box: Sequence[float]) -> tuple[tuple[float, ...], int]:
+    """A box of the upright picture as it lies in the file, whose birds may lie on their side, and how."""
+    if len(box) != 4 or not all(math.isfinite(value) for value in box) or min(box[2:]) <= 0:
+        raise DataError(f"the box is {tuple(box)}: give left, top, width and height in pixels")
+    with Image.open(path) as image:
+        turned, (width, height) = _orientation(image), image.size
+    if turned >= 5:  # 5 to 8 swap the sides
+        width, height = height, width
+    x, y, w, h = box
+    if not (0 <= x + w / 2 <= width and 0 <= y + h / 2 <= height):
+        said = f"({x:g}, {y:g}, {w:g}, {h:g})"
+        raise DataError(f"{path}: the box {said} lies outside its image, {width} x {height} pixels")
+    x = width - x - w if turned in (2, 3, 6, 7) else x
+    y = height - y - h if turned in (3, 4, 7, 8) else y
+    return ((y, x, h, w) if turned >= 5 else (x, y, w, h)), turned
 
 
 @torch.no_grad()
-def name_bird(model: nn.Module, card: Card, path: str | Path, top: int = 5) -> list[tuple[str, float]]:
-    """The most likely classes of a picture with their probabilities, the likeliest first."""
+def name_bird(
+    model: nn.Module, card: Card, path: str | Path, top: int = 5, box: Sequence[float] | None = None
+) -> list[tuple[str, float]]:
+    """The most likely classes of a picture with their probabilities, the likeliest first.
+
+    `box` says where the bird is, as in `picture`: a network that learned from birds cut out by their boxes
+    (`card.crop`) is much better with it.
+    """
     if top < 1:
         raise ValueError(f"top is {top}: give 1 or more")
     device = next(model.parameters()).device
-    chances = model(picture(path, card).to(device)).float().softmax(1)[0].cpu()
+    chances = model(picture(path, card, box).to(device)).float().softmax(1)[0].cpu()
     best = chances.topk(min(top, len(card.classes)))
     return [(card.classes[int(i)], float(p)) for p, i in zip(best.values, best.indices, strict=True)]

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from icd.budget import memory_needed, memory_to_spare, peak_megabytes, say_memory, time_left
 from icd.checkpoint import Checkpoint, NonFiniteLoss, RunError, check_run, stop_politely
-from icd.checks import check_recipe
+from icd.checks import check_recipe, check_seconds
 from icd.evidence import accuracy
 from icd.objective import Objective, Term
 from icd.pixels import Pixels
@@ -236,6 +236,7 @@ def fit_together(
             written.
     """
     check_run(learners, data, validation, teacher)
+    check_seconds("checkpoint_seconds", checkpoint_seconds)
     accelerator = make_accelerator(recipe.precision, patience_seconds)
     device, steps, size = accelerator.device, data.steps(recipe.batch_size), recipe.batch_size
     mine = share(min(size, len(data)))
@@ -295,7 +296,7 @@ def fit_together(
                     learner.close_epoch(**row, seconds=checkpoint.seconds(), peak_mb=peak_megabytes())
                 epoch, step = epoch + 1, 0
                 checkpoint.write_log()
-                if forecast_due:
+                if forecast_due and epoch < recipe.epochs:
                     a_step = (checkpoint.seconds() - since) / (epoch * steps - here)
                     bar.write(time_left(a_step * steps, recipe.epochs - epoch))
                     forecast_due = False

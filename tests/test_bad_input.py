@@ -402,6 +402,10 @@ MODELS = [
      "{tmp}/a.safetensors: the card's mean cannot be (0, 0)"),
     ("a square larger than the picture", lambda at: load_model(at.model(whole=10)), ModelError,
      "{tmp}/a.safetensors: the card's whole cannot be 10"),
+    ("a crop that is unknown", lambda at: load_model(at.model(crop="bird")), ModelError,
+     "{tmp}/a.safetensors: the card's crop cannot be 'bird'"),
+    ("a margin that is text", lambda at: load_model(at.model(margin="wide")), ModelError,
+     "{tmp}/a.safetensors: the card's margin cannot be 'wide'"),
     ("a network that the zoo lacks", lambda at: load_model(at.model(network="resnet99")), ModelError,
      f'{{tmp}}/a.safetensors: there is no network "resnet99": did you mean "resnet56"? There are '
      f'{ALL_NETWORKS}'),
@@ -432,6 +436,13 @@ MODELS = [
      "[Errno 20] there is a file where a folder should be: '{tmp}/a'"),
     ("a picture that is none", lambda at: picture(at.file("a.jpg"), Card("vgg8", ("a",), 8)), DataError,
      "{tmp}/a.jpg: the image does not decode (it is in no format that is known)"),
+    ("a box of three numbers", lambda at: picture(at.image(), Card("vgg8", ("a",), 8), (1, 2, 3)), DataError,
+     "the box is (1, 2, 3): give left, top, width and height in pixels"),
+    ("a box of no bird", lambda at: picture(at.image(), Card("vgg8", ("a",), 8), (1, 2, 3, 0)), DataError,
+     "the box is (1, 2, 3, 0): give left, top, width and height in pixels"),
+    ("a box on no picture",
+     lambda at: picture(at.tmp / "b", Card("vgg8", ("a",), 8), (1, 2, 3, 4)), DataError,
+     "{tmp}/b: there is no such image"),
     ("no names asked for", lambda at: name_bird(*load_model(at.run), at.image(), top=0), ValueError,
      "top is 0: give 1 or more"),
     ("an unknown network", lambda at: network("resnet10", 3), ValueError,
@@ -604,6 +615,8 @@ RUNS = [
      "the recipe's milestones is (0.5, 150): give shares of the run, from 0 to 1, like (0.5, 0.75)"),
     ("a milestone by itself", lambda at: Recipe(milestones=0.5), ValueError,
      "the recipe's milestones is 0.5: give shares of the run, from 0 to 1, like (0.5, 0.75)"),
+    ("a checkpoint before the last", lambda at: train(small(), checkpoint_seconds=torch.nan), ValueError,
+     "checkpoint_seconds is nan: give 0 seconds or more"),
     ("pieces that do not divide", lambda at: train(small(), recipe=replace(QUICK, pieces=3)), RunError,
      "16 images cannot be split into 3 equal pieces: let the recipe's pieces be a number that divides "
      "them"),
@@ -857,9 +870,23 @@ WRONG = [  # a name, a command, what happens before, and the line that follows "
      'there is no recipe "cub2000": did you mean "cub200-vgg8"? `python -m icd recipes` lists all 180'),
     ("a config that is no settings", 'teach {tmp}/a --config {"recipe":3}', None,
      "the settings of data and recipe are names and values: see what --config names"),
-    ("a teacher of other classes", "distil {run} {tmp}/a {short} --data.classes 2", None,
-     "scale_decoupled_loss compares class with class: the student has 2 classes and the teacher 3. Only "
-     "losses of Gram matrices and features accept a teacher of other classes"),
+    ("a teacher of more classes", "distil {run} {tmp}/a {short} --data.classes 2", None,
+     '{run} was taught other classes than the images have: class 3 is "gull" there and none here. Of all '
+     "terms, only clustering() accepts that"),
+    ("a teacher of as many other classes", "distil {run} {tmp}/a {short} --data.root {tmp}/birds",
+     lambda at: renamed(at),
+     '{run} was taught other classes than the images have: class 2 is "finch" there and "gull" here. Of all '
+     "terms, only clustering() accepts that"),
+    ("a teacher of other classes for all methods",
+     "compare {run} {tmp}/a {short} --data.root {tmp}/birds --methods alone,KD", lambda at: renamed(at),
+     '{run} was taught other classes than the images have: class 2 is "finch" there and "gull" here. Of all '
+     "terms, only clustering() accepts that"),
+    ("a time that runs backwards", "teach {tmp}/a {short} --checkpoint_seconds -5", None,
+     "checkpoint_seconds is -5.0: give 0 seconds or more"),
+    ("a seed for all seeds", "compare {run} {tmp}/a {short} --recipe.seed 7", None,
+     "the recipe's seed is 7: a comparison runs the seeds from 0, as many as --seeds says"),
+    ("an unknown student", "compare {run} {tmp}/a {short} --network resnet10", None,
+     f'there is no network "resnet10": did you mean "resnet10-8"? There are {ALL_NETWORKS}'),
     ("a map too small", "distil {run} {tmp}/a {short} --data.size 32", None,
      "scale 4 cuts a 2 x 2 map into 4 x 4 regions, more than it has cells: they would only repeat. Use "
      "coarser scales, or say repeat=True"),
@@ -908,6 +935,12 @@ WRONG = [  # a name, a command, what happens before, and the line that follows "
      "top is 0: give 1 or more"),
     ("fewer than no names", "predict {run} {tmp}/a.png --top -1", lambda at: at.image(),
      "top is -1: give 1 or more"),
+    ("a box in words", "predict {run} {tmp}/a.png --box left,top", lambda at: at.image(),
+     '--box is "left,top": give left,top,width,height in pixels, like 60,27,325,304'),
+    ("a box elsewhere", "predict {run} {tmp}/a.png --box 40,1,9,9", lambda at: at.image(),
+     "{tmp}/a.png: the box (40, 1, 9, 9) lies outside its image, 30 x 20 pixels"),
+    ("a box of no number", "predict {run} {tmp}/a.png --box 1,1,nan,9", lambda at: at.image(),
+     "the box is (1.0, 1.0, nan, 9.0): give left, top, width and height in pixels"),
     ("a name with another ending", "pack {run} {tmp}/a.pt", None,
      "{tmp}/a.pt: give a name that ends in .safetensors"),
     ("a folder in the way", "pack {run} {tmp}/a.safetensors", lambda at: (at.tmp / "a.safetensors").mkdir(),
@@ -925,6 +958,22 @@ WRONG = [  # a name, a command, what happens before, and the line that follows "
 ]  # fmt: skip
 
 
+def renamed(at: Place) -> None:
+    """As many classes, of which two have other names."""
+    folder = at.bird_folders()
+    (folder / "finch").rename(folder / "gulls")
+    (folder / "gull").rename(folder / "heron")
+    (folder / "gulls").rename(folder / "gull")
+
+
+# What only the first steps of a run show, or the disk: its folder is there then.
+LATE = ("is nan in epoch", "scale 4 cuts", "Permission denied", "is not a checkpoint")
+
+
+def contents(folder: Path) -> dict[Path, bytes | str]:
+    return {path: path.read_bytes() if path.is_file() else "folder" for path in folder.rglob("*")}
+
+
 def begun(at: Place) -> None:
     """A comparison that has a table, made by these very settings but one."""
     command = f"compare {{run}} {{tmp}}/a {' '.join(SHORT)} --data.root {{birds}} --methods alone --seeds 1"
@@ -938,14 +987,17 @@ def test_a_wrong_command_ends_with_one_line_and_status_1(command, before, messag
     if before is not None:
         before(at)
     capsys.readouterr()
-    checkpoints = sorted(at.tmp.rglob("checkpoint.pt"))
+    before_it = contents(at.tmp)
     short = f"--data.root {at.birds} {' '.join(SHORT)}"
     assert main([*at.named(command.replace("{short}", short)).split()]) == 1
     said = capsys.readouterr().err
     progress = re.compile(r"\s*|.*image/s.*|an epoch takes .*")
     lines = [line for line in re.split(r"[\r\n]", said) if not progress.fullmatch(line)]
     assert lines == [f"icd {command.split()[0]}: {at.named(message)}"]
-    assert {*checkpoints} <= {*at.tmp.rglob("checkpoint.pt")}
+    left = contents(at.tmp)
+    new = [path for path in left if left[path] != before_it.get(path)]
+    assert not new or any(late in message for late in LATE)
+    assert before_it.keys() <= left.keys()
     assert not Path("sprung").exists()
 
 

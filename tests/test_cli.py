@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,10 @@ import yaml
 from PIL import Image
 
 from icd.__main__ import COMMANDS, main
-from icd.saved import load_model
+from icd.birds import CUB200
+from icd.datasets import Changes, DataSet
+from icd.files import data_path
+from icd.saved import Card, load_model, name_bird, picture
 from icd.training import Recipe
 
 SHORT = [
@@ -61,6 +66,19 @@ def runs(birds, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def boxed(tmp_path_factory):
+    """Birds with boxes, and a network that learned from what the boxes hold; its settings are odd ones."""
+    root = tmp_path_factory.mktemp("boxed")
+    small = ["--species", "3", "--families", "1", "--train", "8", "--test", "4", "--size", "64"]
+    assert main(["draw", str(root / "drawn"), *small]) == 0
+    cut = ["--data.crop", "box", "--data.margin", "0.3", "--data.resize", "shorter", "--data.size", "32"]
+    cut += ["--data.hold_out", "0.4", "--data.split_seed", "3"]
+    network = ["--network", "resnet10-8", "--data.root", str(root / "drawn")]
+    assert main(["teach", str(root / "run"), *network, *cut, *SHORT]) == 0
+    return root
+
+
 def test_help_answers_for_every_command():
     said = subprocess.run(
         [sys.executable, "-m", "icd", "--help"], capture_output=True, text=True, check=True
@@ -70,6 +88,13 @@ def test_help_answers_for_every_command():
         with pytest.raises(SystemExit, match="0"):
             main([name, "--help"])
         assert function.__doc__
+
+
+def test_a_command_waits_for_no_library_that_it_does_not_use():
+    heavy = "scipy", "sklearn", "torchvision", "matplotlib"
+    look = f"import sys, icd.__main__; print([name for name in {heavy} if name in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout
+    assert said == "[]\n"
 
 
 def test_a_run_leaves_its_settings_its_log_and_a_small_model(runs):
@@ -100,6 +125,22 @@ def test_settings_written_beside_a_run_start_it_again(runs, capsys):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_only_clustering_learns_from_a_teacher_of_other_classes(runs, birds, tmp_path, capsys):
+    def trained(command, name, *options):
+        where = [command, str(runs / "teacher"), str(tmp_path / name), "--network", "resnet10-8"]
+        images = ["--data.root", str(birds), "--data.classes", "2", "--recipe.epochs", "1"]
+        return main([*where, *images, "--recipe.batch_size", "8", *options])
+
+    capsys.readouterr()
+    by_gram = ["--method", "cross_entropy() + 2 * clustering()"]
+    assert trained("distil", "a", *by_gram) == 0
+    assert trained("compare", "b", "--methods", "alone", "--seeds", "1") == 0
+    said = capsys.readouterr()
+    assert "an epoch takes" not in said.out + said.err  # there is no other one
+    assert trained("distil", "c") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
 def test_evaluate_uses_the_runs_own_images_and_predict_names_any_picture(runs, birds, tmp_path, capsys):
     assert main(["evaluate", str(runs / "student"), "--split", "validation"]) == 0
     assert re.fullmatch(
@@ -113,6 +154,68 @@ def test_evaluate_uses_the_runs_own_images_and_predict_names_any_picture(runs, b
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert all(re.fullmatch(r" *\d+\.\d %  (crow|finch|gull)", line) for line in lines)
+
+
+def test_what_is_given_beside_a_run_changes_that_alone(boxed, tmp_path, monkeypatch, capsys):
+    seen = []
+    pixels = DataSet.pixels
+    monkeypatch.setattr(DataSet, "pixels", lambda data, split: (seen.append(data), pixels(data, split))[1])
+
+    def evaluated(*arguments):
+        capsys.readouterr()
+        assert main(["evaluate", *map(str, arguments)]) == 0
+        return capsys.readouterr().out
+
+    own = evaluated(boxed / "run", "--split", "validation")
+    assert "of 9 validation images" in own
+    moved = shutil.copytree(boxed / "drawn", tmp_path / "moved")
+    assert evaluated(boxed / "run", "--split", "validation", "--data.root", moved) == own
+    assert seen[1] == replace(seen[0], root=str(moved))
+    evaluated(boxed / "run", "--data.margin", "0", "--data.classes", "3")
+    assert seen[2] == replace(seen[0], margin=0.0, classes=3)
+    test = evaluated(boxed / "run")
+    assert main(["pack", str(boxed / "run"), str(tmp_path / "alone" / "small.safetensors")]) == 0
+    assert evaluated(tmp_path / "alone" / "small.safetensors", "--data.root", moved)[:20] == test[:20]
+    assert seen[-1] == DataSet(str(moved), crop="box", margin=0.3, size=32, resize="shorter")
+    assert [f.name for f in fields(Changes)] == [f.name for f in fields(DataSet)]
+
+
+def test_a_box_is_cut_as_boxes_were_in_training(boxed, tmp_path, capsys):
+    run, photos = boxed / "run", CUB200(boxed / "drawn", "test")
+    first, box = photos.paths[0], photos.boxes[0]
+    _, card = load_model(run)
+    assert (card.crop, card.margin) == ("box", 0.3)
+    assert load_model(data_path("teachers/birdlets.safetensors"))[1].crop == "image"  # it does not say
+    data = DataSet(str(boxed / "drawn"), crop="box", margin=0.3, resize="shorter", size=32)
+    images, _ = next(data.pixels("test").batches(1))
+    assert torch.equal(picture(first, card, box), images)
+    assert main(["predict", str(run), str(first), "--top", "1"]) == 0
+    note, _ = capsys.readouterr().out.splitlines()
+    assert note == (
+        f"{run} learned from birds that were cut out by their boxes: --box left,top,width,height helps, or a "
+        "picture that the bird fills"
+    )
+    given = ",".join(f"{value:g}" for value in box)
+    assert main(["predict", str(run), str(first), "--box", given, "--top", "1"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    (name, chance), *_ = name_bird(*load_model(run), first, box=box)
+    assert line == f"{100 * chance:5.1f} %  {name}"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_box_speaks_of_the_upright_picture(tmp_path, orientation):
+    noise = np.random.default_rng(0).integers(0, 255, (30, 44, 3), dtype=np.uint8)
+    upright, exif = Image.fromarray(noise), Image.Exif()
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # what undoes each
+    lying = upright.transpose(Image.Transpose(back[orientation])) if orientation > 1 else upright
+    exif[0x0112] = orientation
+    upright.save(tmp_path / "upright.png")
+    lying.save(tmp_path / "lying.png", exif=exif)
+    card, box = Card("resnet10-8", ("a",), 24, "shorter", crop="box"), (20, 3, 12, 9)
+    assert torch.equal(picture(tmp_path / "lying.png", card), picture(tmp_path / "upright.png", card))
+    seen = [picture(tmp_path / name, card, box) for name in ("lying.png", "upright.png")]
+    assert (seen[0] - seen[1]).abs().max() < 0.05  # a step of a pixel's value
+    assert (seen[1] - picture(tmp_path / "upright.png", card)).abs().max() > 1
 
 
 def test_methods_and_networks_are_listed_and_birds_are_drawn(tmp_path, capsys):
