@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from icd.files import atomic_file, load_tensors, make_folder, write_atomically
+from icd.origin import device_name
 from icd.photos import Photos
 
 if TYPE_CHECKING:
@@ -239,15 +240,6 @@ def stop_politely() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def device_name(device: torch.device, processes: int = 1) -> str:
-    """What a log calls the hardware; each process has a device of its own."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{device.type}, {torch.get_num_threads()} threads"
-    return name if processes == 1 else f"{processes} x {name}"
 
 
 def describe(network: nn.Module) -> str:

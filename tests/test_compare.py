@@ -1,10 +1,13 @@
 """Comparisons: paired by construction, never run twice, and a row for every run."""
 
+import subprocess
+
 import pytest
 import torch
 from test_training import QUICK, small, stripes
 
 from icd import compare as comparison
+from icd import origin
 from icd.compare import Result, compare, differences, read_results, write_results
 from icd.evidence import accuracy
 from icd.objective import METHODS
@@ -75,12 +78,24 @@ def test_what_pip_installed_from_git_knows_its_commit(monkeypatch):
             assert name == "direct_url.json"
             return self.text
 
-    monkeypatch.setattr(comparison.subprocess, "run", lambda *_, **__: 1 / 0)
-    monkeypatch.setattr(comparison.subprocess, "CalledProcessError", ZeroDivisionError)
+    monkeypatch.setattr(origin.subprocess, "run", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(origin.subprocess, "CalledProcessError", ZeroDivisionError)
     for text, said in (
         ('{"url": "u", "vcs_info": {"vcs": "git", "commit_id": "0123456789abcdef"}}', "0123456789"),
         ('{"url": "u", "dir_info": {}}', "installed"),
         (None, "installed"),
     ):
-        monkeypatch.setattr(comparison.metadata, "distribution", lambda _, text=text: Installed(text))
-        assert comparison.commit() == said
+        monkeypatch.setattr(origin.metadata, "distribution", lambda _, text=text: Installed(text))
+        assert origin.commit.__wrapped__() == said
+
+
+def test_what_is_installed_within_another_checkout_has_not_its_commit(tmp_path, monkeypatch):
+    (tmp_path / "origin.py").write_text("")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(origin, "__file__", str(tmp_path / "origin.py"))
+    monkeypatch.setattr(origin, "_installed", lambda: "installed")
+    assert origin.commit.__wrapped__() == "installed"
+    subprocess.run([*git, "add", "origin.py"], check=True)
+    assert len(origin.commit.__wrapped__().rstrip("+")) == 10
