@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import threading
 import time
@@ -24,11 +25,14 @@ from icd.photos import Photos
 
 if TYPE_CHECKING:
     from icd.pixels import Pixels
-    from icd.training import Learner, Recipe
+    from icd.training import Learner, Precision, Recipe
 
 
 # What Accelerate calls float32 is "no" mixed precision.
 PRECISIONS = {"no": "float32", "bf16": "bf16", "fp16": "fp16"}
+#: Of a recipe, how its steps are computed, not what they are. A run goes on by what these come to.
+HOW = ("precision", "sync_batch_norm", "compile")
+NAME = "checkpoint.pt"
 
 
 class RunError(RuntimeError):
@@ -90,10 +94,12 @@ class Checkpoint:
         self.learners, self.accelerator, self.every = learners, accelerator, every
         self.device = accelerator.device
         self.began = self.saved = time.monotonic()
+        steps = json.loads(json.dumps(asdict(recipe)))
         # A run goes on only if all of this is as it was.
         self.settings = {
-            "recipe": {k: v for k, v in json.loads(json.dumps(asdict(recipe))).items() if k != "precision"},
+            "recipe": {k: v for k, v in steps.items() if k not in ("precision", "sync_batch_norm")},
             "precision": PRECISIONS[accelerator.mixed_precision],  # what "auto" came to
+            # What synchronising comes to: it changes nothing in a single process.
             "number of images behind a batch statistic": recipe.batch_size
             // (1 if recipe.sync_batch_norm else accelerator.num_processes),
             "objectives": {learner.name: str(learner.objective) for learner in learners},
@@ -158,23 +164,14 @@ class Checkpoint:
 
     def restore(self) -> tuple[int, int]:
         """Put the learners where the last checkpoint left them; returns (epoch, step), (0, 0) without one."""
-        if self.folder is None or not self.path.exists():
+        state = None if self.folder is None else load_state(self.folder)
+        if state is None:
             return 0, 0
-        try:
-            with zipfile.ZipFile(self.path) as archive:  # torch itself does not look at the checksums in it
-                if damaged := archive.testzip():
-                    raise ValueError(f"the checksum of {damaged} is another")
-            state = load_tensors(self.path)
-            settings = dict(state["settings"])
-        except OSError as error:
-            raise RunError(
-                f"{self.path} cannot be read ({error.strerror or error}): mend that, or name another folder"
-            ) from error
-        except Exception as error:  # its bytes lead unpickling astray in any way
-            raise self._damaged() from error
-        there, here = flat(settings), flat(self.settings)
+        there, here = flat(state["settings"]), flat(self.settings)
+        # Nothing more is computed in a run that has ended: it may be read on any device.
+        free = {"precision", "recipe.compile"} if state["epoch"] == here["recipe.epochs"] else set()
         for name, now in here.items():
-            if there.get(name) != now:
+            if there.get(name) != now and name not in free:
                 raise RunError(
                     f"{self.folder} holds a run with another {name}: there {there.get(name)}, here {now}. "
                     "Give the same settings to go on, or name another folder"
@@ -182,18 +179,12 @@ class Checkpoint:
         try:
             return self._put_back(state)
         except Exception as error:
-            raise self._damaged() from error
-
-    def _damaged(self) -> RunError:
-        return RunError(
-            f"{self.path} is not a checkpoint of this program, or it is damaged. "
-            "Delete it to start again, or name another folder"
-        )
+            raise damaged(self.path) from error
 
     def _put_back(self, state: dict[str, Any]) -> tuple[int, int]:
         for learner in self.learners:
             learner.restore(state["learners"][learner.name])
-        if self.accelerator.scaler is not None:
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None and self.device.type == "cuda":
@@ -204,7 +195,47 @@ class Checkpoint:
     @property
     def path(self) -> Path:
         assert self.folder is not None
-        return self.folder / "checkpoint.pt"
+        return self.folder / NAME
+
+
+def load_state(folder: str | Path) -> dict[str, Any] | None:
+    """What the checkpoint in a folder holds, None where there is none."""
+    path = Path(folder) / NAME
+    if not os.path.exists(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums in it
+            if member := archive.testzip():
+                raise ValueError(f"the checksum of {member} is another")
+        state = load_tensors(path)
+        return {**state, "settings": dict(state["settings"]), "epoch": int(state["epoch"])}
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be read ({error.strerror or error}): mend that, or name another folder"
+        ) from error
+    except Exception as error:  # its bytes lead unpickling astray in any way
+        raise damaged(path) from error
+
+
+def damaged(path: Path) -> RunError:
+    return RunError(
+        f"{path} is not a checkpoint of this program, or it is damaged. "
+        "Delete it to start again, or name another folder"
+    )
+
+
+def precision_of(recipe: Recipe, folder: str | Path | None) -> Precision:
+    """The precision that a recipe asks for; of a run that was stopped, "auto" is the one it began in.
+
+    For a run that has ended any will do: there is nothing left to compute.
+    """
+    state = None if folder is None else load_state(folder)
+    if state is None:
+        return recipe.precision
+    if state["epoch"] == recipe.epochs:
+        return "auto"
+    begun: Precision = state["settings"].get("precision", "auto")
+    return begun if recipe.precision == "auto" else recipe.precision
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

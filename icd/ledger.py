@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from icd.checkpoint import RunError
+from icd.checkpoint import HOW, RunError
 from icd.checks import nearest
 from icd.compare import Result, measure, read_results, write_results
 from icd.datasets import DataSet
@@ -23,7 +23,7 @@ from icd.training import Learner
 
 TEST_IMAGES = {"cub200": 5_794, "cifar100": 10_000}
 #: What may differ from a published run that is the same experiment. (The same images may lie in any folder.)
-FREE = {"data.root", "recipe.seed", "recipe.precision", "recipe.sync_batch_norm", "recipe.compile"}
+FREE = {"data.root", "recipe.seed", *(f"recipe.{name}" for name in HOW)}
 
 
 class Line(NamedTuple):

@@ -269,6 +269,15 @@ def test_statistics_of_shares_go_on_with_as_many_processes_only(folder):
         run("shares", place)
 
 
+def test_what_two_synchronised_processes_made_is_read_by_one_that_does_not_ask_for_it(folder):
+    place = folder / train_together.__name__ / "synchronised"
+    before = (place / "checkpoint.pt").read_bytes()
+    student, recipe = small(9), replace(RUNS["synchronised"][1], sync_batch_norm=False)
+    fit(student, METHODS["iCD-KD"], stripes(), recipe, teacher=small(1), folder=place, progress=False)
+    assert far(student.state_dict(), left_by(train_together, folder, 0)["runs"]["synchronised"][1]) == 0
+    assert (place / "checkpoint.pt").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("job", "seen_by", "error", "said", "at"),
     [
@@ -288,7 +297,8 @@ def test_a_process_that_leaves_stops_the_other_and_one_process_goes_on(
     kept = torch.load(place / "checkpoint.pt", weights_only=True)
     assert (kept["epoch"], kept["step"]) == at
     went_on, never_stopped = small(9), small(3)
-    fit(went_on, METHODS["KD"], stripes(), SYNCHRONISED, teacher=small(1), folder=place, progress=False)
+    # One process may leave the synchronising out.
+    fit(went_on, METHODS["KD"], stripes(), QUICK, teacher=small(1), folder=place, progress=False)
     fit(never_stopped, METHODS["KD"], stripes(), SYNCHRONISED, teacher=small(1), progress=False)
     assert far(never_stopped.state_dict(), went_on.state_dict()) < 1e-3
 
