@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from icd.files import atomic_file, load_tensors, make_folder, write_atomically
-from icd.origin import device_name
+from icd.origin import commit, device_name
 from icd.photos import Photos
 
 if TYPE_CHECKING:
@@ -141,11 +141,10 @@ class Checkpoint:
         self.saved = time.monotonic()
 
     def write_log(self) -> None:
-        """Keep what is known of the epochs so far: a line of settings, then one an epoch and student."""
+        """Keep what is known of the run so far: a line of settings, then one an epoch and student."""
         if self.folder is None or not self.accelerator.is_main_process:
             return
-        device = device_name(self.device, self.accelerator.num_processes)
-        first = {"torch": torch.__version__, "device": device, **self.settings}
+        first = {**self.settings, "made_on": self.learners[0].made_on}
         rows = [{"student": learner.name, **row} for learner in self.learners for row in learner.history]
         with self._room("the log"):
             text = "".join(json.dumps(line) + "\n" for line in [first, *rows])
@@ -166,6 +165,7 @@ class Checkpoint:
         """Put the learners where the last checkpoint left them; returns (epoch, step), (0, 0) without one."""
         state = None if self.folder is None else load_state(self.folder)
         if state is None:
+            self._sign(1)
             return 0, 0
         there, here = flat(state["settings"]), flat(self.settings)
         # Nothing more is computed in a run that has ended: it may be read on any device.
@@ -177,9 +177,25 @@ class Checkpoint:
                     "Give the same settings to go on, or name another folder"
                 )
         try:
-            return self._put_back(state)
+            epoch, step = self._put_back(state)
         except Exception as error:
             raise damaged(self.path) from error
+        if epoch < here["recipe.epochs"]:
+            self._sign(epoch + 1)
+        return epoch, step
+
+    def _sign(self, epoch: int) -> None:
+        """Note what the students learn on from `epoch` (from 1) on, where that is news."""
+        here = {
+            "device": device_name(self.device, self.accelerator.num_processes),
+            "commit": commit(),
+            "torch": str(torch.__version__),
+            "precision": self.settings["precision"],
+            "teacher": self.settings["teacher"],
+        }
+        for learner in self.learners:
+            if not learner.made_on or {**learner.made_on[-1], **here} != learner.made_on[-1]:
+                learner.made_on.append({"epoch": epoch, **here})
 
     def _put_back(self, state: dict[str, Any]) -> tuple[int, int]:
         for learner in self.learners:

@@ -30,6 +30,7 @@ from icd.zoo import network
 class Result:
     """One finished run: what was measured, and what is needed to measure it again.
 
+    `device` and `commit` are those that it learned on, with commas between them where there were several.
     Students of a seed learn side by side: `seconds` is the wall time of all `together` of them, teacher
     included, and `peak_mb` the most memory that the process held, the first one of several.
     """
@@ -125,6 +126,9 @@ def measure(
     `command` is by default the one that runs.
     """
     last = learner.history[-1]
+    here = {"device": device_name(next(learner.network.parameters()).device, count()), "commit": commit()}
+    # A run from before this was kept is taken for one of this device.
+    made = {name: ", ".join(dict.fromkeys(on[name] for on in learner.made_on or [here])) for name in here}
     return Result(
         method=learner.name,
         seed=seed,
@@ -136,8 +140,8 @@ def measure(
         together=together,
         seconds=last["seconds"],
         peak_mb=last["peak_mb"],
-        device=device_name(next(learner.network.parameters()).device, count()),
-        commit=commit(),
+        device=made["device"],
+        commit=made["commit"],
         command=command or command_line(),
     )
 

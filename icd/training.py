@@ -93,6 +93,7 @@ class Learner:
     objective: Objective
     name: str = "student"
     history: list[dict[str, Any]] = field(default_factory=list)
+    made_on: list[dict[str, Any]] = field(default_factory=list)  # device, commit, ... from which epoch on
 
     def start(self, recipe: Recipe, accelerator: Accelerator) -> None:
         """Take a place on the device, with a fresh optimizer."""
@@ -161,12 +162,14 @@ class Learner:
                 "learning rate, or train in float32. The last checkpoint is from before and is kept"
             )
         optimizer = self.optimizer.state_dict()
-        return {"network": weights, "optimizer": optimizer, "history": self.history, "sums": self.sums}
+        log = {"history": self.history, "made_on": self.made_on, "sums": self.sums}
+        return {"network": weights, "optimizer": optimizer, **log}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history, self.sums = state["history"], state["sums"]
+        self.made_on = state.get("made_on", [])  # which early checkpoints lack
 
 
 def fit(
