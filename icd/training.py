@@ -202,6 +202,10 @@ def fit_together(
     Started in several processes (`accelerate launch`, `notebook_launcher`), each takes its share of every
     batch, and the first one writes. See `icd.processes` for what is equal to a run of one process.
 
+    Each student becomes what it would become alone. In fp16 that holds but for rounding and skipped steps,
+    since all share one scale of the loss: where a student's gradients overflow, its step alone is skipped,
+    and the scale is halved for all.
+
     Args:
         learners: students with their objectives and names; trained in place.
         data: training images.
