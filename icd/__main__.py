@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from jsonargparse import auto_cli, capture_parser
 
-from icd.checkpoint import NonFiniteLoss, RunError, flat
+from icd.checkpoint import HOW, NonFiniteLoss, RunError, flat
 from icd.commands import COMMANDS, read_settings
 from icd.datasets import DataSet
 from icd.files import write_atomically
@@ -30,18 +30,20 @@ TRAINING = ("teach", "distil", "compare")
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Raise where the folder holds a run with other settings."""
     path = folder / "config.yaml"
-    begun = (folder / "checkpoint.pt").exists() or (folder / "results.csv").exists()
-    if path.exists() and begun:
+    one, several = (folder / "checkpoint.pt").exists(), (folder / "results.csv").exists()
+    if path.exists() and (one or several):
         there, here = flat(read_settings(path, advice="mend it, or delete it")), flat(settings)
-        # A folder may be named otherwise or moved, and a comparison grow.
-        # "auto" is one precision on one card and another on the next: the checkpoint knows which it was.
+        # A folder may be named otherwise or moved, and a comparison grow, in a precision of its next device.
         kept = {*there, *here} - {"folder", "methods", "seeds", "checkpoint_seconds", "recipe.precision"}
-        other = [name for name in sorted(kept) if there.get(name) != here.get(name)]
+        # Whether a run goes on where steps are computed otherwise, its checkpoint knows; these stay as begun.
+        how = {f"recipe.{name}": name for name in HOW if one}
+        other = [name for name in sorted(kept - how.keys()) if there.get(name) != here.get(name)]
         if other:
             raise RunError(
                 f"{folder} holds a run with another {other[0]}: there {there.get(other[0])}, "
                 f"here {here.get(other[0])}. Go on with --config {path}, or name another folder"
             )
+        settings["recipe"] |= {name: there[key] for key, name in how.items() if key in there}
 
 
 def _sentence(error: Exception) -> str:

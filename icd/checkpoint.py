@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import threading
 import time
@@ -19,15 +20,19 @@ from accelerate import Accelerator
 from torch import nn
 
 from icd.files import atomic_file, load_tensors, make_folder, write_atomically
+from icd.origin import commit, device_name
 from icd.photos import Photos
 
 if TYPE_CHECKING:
     from icd.pixels import Pixels
-    from icd.training import Learner, Recipe
+    from icd.training import Learner, Precision, Recipe
 
 
 # What Accelerate calls float32 is "no" mixed precision.
 PRECISIONS = {"no": "float32", "bf16": "bf16", "fp16": "fp16"}
+#: Of a recipe, how its steps are computed, not what they are. A run goes on by what these come to.
+HOW = ("precision", "sync_batch_norm", "compile")
+NAME = "checkpoint.pt"
 
 
 class RunError(RuntimeError):
@@ -89,10 +94,12 @@ class Checkpoint:
         self.learners, self.accelerator, self.every = learners, accelerator, every
         self.device = accelerator.device
         self.began = self.saved = time.monotonic()
+        steps = json.loads(json.dumps(asdict(recipe)))
         # A run goes on only if all of this is as it was.
         self.settings = {
-            "recipe": {k: v for k, v in json.loads(json.dumps(asdict(recipe))).items() if k != "precision"},
+            "recipe": {k: v for k, v in steps.items() if k not in ("precision", "sync_batch_norm")},
             "precision": PRECISIONS[accelerator.mixed_precision],  # what "auto" came to
+            # What synchronising comes to: it changes nothing in a single process.
             "number of images behind a batch statistic": recipe.batch_size
             // (1 if recipe.sync_batch_norm else accelerator.num_processes),
             "objectives": {learner.name: str(learner.objective) for learner in learners},
@@ -134,11 +141,10 @@ class Checkpoint:
         self.saved = time.monotonic()
 
     def write_log(self) -> None:
-        """Keep what is known of the epochs so far: a line of settings, then one an epoch and student."""
+        """Keep what is known of the run so far: a line of settings, then one an epoch and student."""
         if self.folder is None or not self.accelerator.is_main_process:
             return
-        device = device_name(self.device, self.accelerator.num_processes)
-        first = {"torch": torch.__version__, "device": device, **self.settings}
+        first = {**self.settings, "made_on": self.learners[0].made_on}
         rows = [{"student": learner.name, **row} for learner in self.learners for row in learner.history]
         with self._room("the log"):
             text = "".join(json.dumps(line) + "\n" for line in [first, *rows])
@@ -157,42 +163,44 @@ class Checkpoint:
 
     def restore(self) -> tuple[int, int]:
         """Put the learners where the last checkpoint left them; returns (epoch, step), (0, 0) without one."""
-        if self.folder is None or not self.path.exists():
+        state = None if self.folder is None else load_state(self.folder)
+        if state is None:
+            self._sign(1)
             return 0, 0
-        try:
-            with zipfile.ZipFile(self.path) as archive:  # torch itself does not look at the checksums in it
-                if damaged := archive.testzip():
-                    raise ValueError(f"the checksum of {damaged} is another")
-            state = load_tensors(self.path)
-            settings = dict(state["settings"])
-        except OSError as error:
-            raise RunError(
-                f"{self.path} cannot be read ({error.strerror or error}): mend that, or name another folder"
-            ) from error
-        except Exception as error:  # its bytes lead unpickling astray in any way
-            raise self._damaged() from error
-        there, here = flat(settings), flat(self.settings)
+        there, here = flat(state["settings"]), flat(self.settings)
+        # Nothing more is computed in a run that has ended: it may be read on any device.
+        free = {"precision", "recipe.compile"} if state["epoch"] == here["recipe.epochs"] else set()
         for name, now in here.items():
-            if there.get(name) != now:
+            if there.get(name) != now and name not in free:
                 raise RunError(
                     f"{self.folder} holds a run with another {name}: there {there.get(name)}, here {now}. "
                     "Give the same settings to go on, or name another folder"
                 )
         try:
-            return self._put_back(state)
+            epoch, step = self._put_back(state)
         except Exception as error:
-            raise self._damaged() from error
+            raise damaged(self.path) from error
+        if epoch < here["recipe.epochs"]:
+            self._sign(epoch + 1)
+        return epoch, step
 
-    def _damaged(self) -> RunError:
-        return RunError(
-            f"{self.path} is not a checkpoint of this program, or it is damaged. "
-            "Delete it to start again, or name another folder"
-        )
+    def _sign(self, epoch: int) -> None:
+        """Note what the students learn on from `epoch` (from 1) on, where that is news."""
+        here = {
+            "device": device_name(self.device, self.accelerator.num_processes),
+            "commit": commit(),
+            "torch": str(torch.__version__),
+            "precision": self.settings["precision"],
+            "teacher": self.settings["teacher"],
+        }
+        for learner in self.learners:
+            if not learner.made_on or {**learner.made_on[-1], **here} != learner.made_on[-1]:
+                learner.made_on.append({"epoch": epoch, **here})
 
     def _put_back(self, state: dict[str, Any]) -> tuple[int, int]:
         for learner in self.learners:
             learner.restore(state["learners"][learner.name])
-        if self.accelerator.scaler is not None:
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None and self.device.type == "cuda":
@@ -203,7 +211,47 @@ class Checkpoint:
     @property
     def path(self) -> Path:
         assert self.folder is not None
-        return self.folder / "checkpoint.pt"
+        return self.folder / NAME
+
+
+def load_state(folder: str | Path) -> dict[str, Any] | None:
+    """What the checkpoint in a folder holds, None where there is none."""
+    path = Path(folder) / NAME
+    if not os.path.exists(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums in it
+            if member := archive.testzip():
+                raise ValueError(f"the checksum of {member} is another")
+        state = load_tensors(path)
+        return {**state, "settings": dict(state["settings"]), "epoch": int(state["epoch"])}
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be read ({error.strerror or error}): mend that, or name another folder"
+        ) from error
+    except Exception as error:  # its bytes lead unpickling astray in any way
+        raise damaged(path) from error
+
+
+def damaged(path: Path) -> RunError:
+    return RunError(
+        f"{path} is not a checkpoint of this program, or it is damaged. "
+        "Delete it to start again, or name another folder"
+    )
+
+
+def precision_of(recipe: Recipe, folder: str | Path | None) -> Precision:
+    """The precision that a recipe asks for; of a run that was stopped, "auto" is the one it began in.
+
+    For a run that has ended any will do: there is nothing left to compute.
+    """
+    state = None if folder is None else load_state(folder)
+    if state is None:
+        return recipe.precision
+    if state["epoch"] == recipe.epochs:
+        return "auto"
+    begun: Precision = state["settings"].get("precision", "auto")
+    return begun if recipe.precision == "auto" else recipe.precision
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -239,15 +287,6 @@ def stop_politely() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def device_name(device: torch.device, processes: int = 1) -> str:
-    """What a log calls the hardware; each process has a device of its own."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{device.type}, {torch.get_num_threads()} threads"
-    return name if processes == 1 else f"{processes} x {name}"
 
 
 def describe(network: nn.Module) -> str:

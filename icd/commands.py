@@ -241,7 +241,7 @@ def methods() -> None:
 
 
 def recipes(name: str = "") -> None:
-    """List the recipes of the published runs with the published figures, or show one.
+    """List the recipes of the published runs with the published figures, or show one and what it takes.
 
     Args:
         name: of the recipe to show in full; part of a name lists those that have it.
@@ -257,7 +257,17 @@ def recipes(name: str = "") -> None:
     print(
         f"published: {figure.top1} % of the test images ({figure.source}){figure.note and f'. {figure.note}'}"
     )
+    teachers, weights, steps, full, half = run.cost()
+    taught = f", taught by {_millions(teachers)}" if run.teacher else ""
+    print(
+        f"takes: {_millions(weights)} weights{taught}; {steps:,} steps; "
+        f"memory of a step {full:g} GB in float32, {half:g} in fp16 (an estimate, less the images)"
+    )
     print(yaml.safe_dump(run.settings(), sort_keys=False).rstrip())
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:.2f} million"
 
 
 def networks() -> None:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from icd.checkpoint import RunError, device_name
+from icd.checkpoint import RunError
 from icd.checks import nearest
 from icd.evidence import Interval, accuracy, paired_interval
 from icd.files import write_atomically
 from icd.objective import METHODS
+from icd.origin import commit, device_name
 from icd.pixels import Pixels
 from icd.processes import count, is_main
 from icd.training import Learner, Recipe, fit_together
@@ -32,6 +30,7 @@ from icd.zoo import network
 class Result:
     """One finished run: what was measured, and what is needed to measure it again.
 
+    `device` and `commit` are those that it learned on, with commas between them where there were several.
     Students of a seed learn side by side: `seconds` is the wall time of all `together` of them, teacher
     included, and `peak_mb` the most memory that the process held, the first one of several.
     """
@@ -138,6 +137,9 @@ def measure(
     `command` is by default the one that runs.
     """
     last = learner.history[-1]
+    here = {"device": device_name(next(learner.network.parameters()).device, count()), "commit": commit()}
+    # A run from before this was kept is taken for one of this device.
+    made = {name: ", ".join(dict.fromkeys(on[name] for on in learner.made_on or [here])) for name in here}
     return Result(
         method=learner.name,
         seed=seed,
@@ -149,8 +151,8 @@ def measure(
         together=together,
         seconds=last["seconds"],
         peak_mb=last["peak_mb"],
-        device=device_name(next(learner.network.parameters()).device, count()),
-        commit=commit(),
+        device=made["device"],
+        commit=made["commit"],
         command=command or command_line(),
     )
 
@@ -225,30 +227,3 @@ def command_line() -> str:
     """What to type to run this command again."""
     several = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(count())]
     return shlex.join([*(several if count() > 1 else ["python"]), "-m", "icd", *sys.argv[1:]])
-
-
-def commit() -> str:
-    """The commit that runs: of the checkout, with a + where files differ, or of what pip installed from git.
-
-    "installed" where neither is known.
-    """
-
-    def git(*arguments: str) -> str:
-        folder = Path(__file__).parent
-        return subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no", ".").strip()
-        return git("rev-parse", "--short=10", "HEAD").strip() + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return _installed()
-
-
-def _installed() -> str:
-    try:
-        origin = json.loads(metadata.distribution("icd-book").read_text("direct_url.json") or "{}")
-        return str(origin["vcs_info"]["commit_id"])[:10]
-    except (metadata.PackageNotFoundError, LookupError, ValueError):
-        return "installed"

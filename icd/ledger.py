@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from icd.checkpoint import RunError
+from icd.checkpoint import HOW, RunError
 from icd.checks import nearest
 from icd.compare import Result, measure, read_results, write_results
 from icd.datasets import DataSet
@@ -23,7 +23,7 @@ from icd.training import Learner
 
 TEST_IMAGES = {"cub200": 5_794, "cifar100": 10_000}
 #: What may differ from a published run that is the same experiment. (The same images may lie in any folder.)
-FREE = {"data.root", "recipe.seed", "recipe.precision", "recipe.sync_batch_norm", "recipe.compile"}
+FREE = {"data.root", "recipe.seed", *(f"recipe.{name}" for name in HOW)}
 
 
 class Line(NamedTuple):
@@ -58,6 +58,9 @@ def _word(value: Any) -> str:
 def enter(run: PublishedRun, learner: Learner, test: Pixels, data: DataSet, folder: str | Path) -> Result:
     """The row of a finished run in `folder/results.csv`, which is measured once and then read.
 
+    Its command names the precision that "auto" came to, and ends in a digest of the teacher's weights, which
+    the log and the checkpoint of the run have too.
+
     Args:
         run: what was run, with the settings that it was run with.
         learner: the student, which has learned.
@@ -66,7 +69,8 @@ def enter(run: PublishedRun, learner: Learner, test: Pixels, data: DataSet, fold
         folder: for the table; the one that holds the runs.
 
     Raises:
-        RunError: the run has not ended, the table is none, or it has another run of that name and seed.
+        RunError: the run has not ended, the table is none, or it has another run of that name and seed: one
+            that differs in more than what is free, in its teacher or in the number of images.
     """
     if len(learner.history) != run.recipe.epochs:
         raise RunError(
@@ -75,13 +79,20 @@ def enter(run: PublishedRun, learner: Learner, test: Pixels, data: DataSet, fold
         )
     if str(learner.objective) != str(run.objective):
         raise RunError(f"{run.name} is {run.objective}, and the student learned by {learner.objective}")
-    table, command = Path(folder) / "results.csv", command_of(run, data)
+    made = learner.made_on[-1] if learner.made_on else {}
+    precision = made.get("precision", run.recipe.precision)
+    command = command_of(replace(run, recipe=replace(run.recipe, precision=precision)), data)
+    if teacher := made.get("teacher"):
+        command += f" # teacher={teacher}"
+    table = Path(folder) / "results.csv"
     make_folder(table.parent)
     with FileLock(table.with_suffix(".lock")):  # two notebooks may end at once
         rows = read_results(table) if table.exists() else []
         for row in rows:
             if (row.method, row.seed) == (run.name, run.recipe.seed):
-                if (row.command, row.images) != (command, len(test)):
+                there, here = _changes(row.command), _changes(command)
+                teachers = {there.pop("#", ""), here.pop("#", "")} - {""}  # early rows do not say
+                if row.images != len(test) or there != here or len(teachers) > 1:
                     raise RunError(
                         f"{table} has another run of {run.name} with seed {row.seed}: {row.images} images, "
                         f"{row.command}. Give this one another folder, or take that row out"
@@ -128,11 +139,25 @@ def beside(
 
 
 def _is_of(row: Result, run: PublishedRun) -> bool:
-    """Whether a row is that of the published run, but for what is free."""
-    made = f"python -m icd distil --recipe {run.name}"
-    changed = {word.removeprefix("--") for word in shlex.split(row.command.removeprefix(made))[::2]}
+    """Whether a row is that of the published run, but for what is free; any teacher will do."""
     whole = row.method == run.name and row.images == TEST_IMAGES[run.data]
-    return whole and row.command.startswith(made) and changed <= FREE
+    return whole and {**_changes(row.command), "#": ""} == {"recipe": run.name, "#": ""}
+
+
+def _changes(command: str) -> dict[str, str]:
+    """The recipe of a command, what else it sets that is not free, and after # whose teacher it was.
+
+    Empty where it is no command of `enter`.
+    """
+    try:
+        program, words = shlex.split(command)[:4], shlex.split(command)[4:]
+        options = dict(zip(words[::2], words[1::2], strict=True))
+    except ValueError:
+        return {}
+    if program != ["python", "-m", "icd", "distil"]:
+        return {}
+    named = {name.removeprefix("--"): value for name, value in options.items()}
+    return {name: value for name, value in named.items() if name not in FREE}
 
 
 def as_markdown(lines: Sequence[Line]) -> str:

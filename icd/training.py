@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from icd.budget import memory_needed, memory_to_spare, peak_megabytes, say_memory, time_left
-from icd.checkpoint import Checkpoint, NonFiniteLoss, RunError, check_run, stop_politely
+from icd.checkpoint import Checkpoint, NonFiniteLoss, RunError, check_run, precision_of, stop_politely
 from icd.checks import check_recipe, check_seconds
 from icd.evidence import accuracy
 from icd.objective import Objective, Term
@@ -45,11 +45,13 @@ class Recipe:
         seed: of the order of the images, and of how each is cut and flipped.
         sync_batch_norm: where several processes train, batch normalisation takes its statistics over the
             batch of all of them. They then give what one process gives, to rounding (which training
-            magnifies), for two more messages in every such layer. Without it each process has the
-            statistics of its share, and the first one's are kept.
+            magnifies), for two more messages in every such layer, and a run goes on with any number of
+            them. Without it each process has the statistics of its share, the first one's are kept, and a
+            run goes on with as many processes only. In a single process both are the same.
         precision: "auto" takes bf16 where the device computes it natively, fp16 with loss scaling
-            on older GPUs, float32 elsewhere. Losses compute in float32 in any case. float32 on a GPU is
-            PyTorch's default: convolutions round their factors to TF32 where the GPU has it, the rest not.
+            on older GPUs, float32 elsewhere; a run that was stopped goes on in what it began in. Losses
+            compute in float32 in any case. float32 on a GPU is PyTorch's default: convolutions round their
+            factors to TF32 where the GPU has it, the rest not.
         pieces: a batch that does not fit into memory may be split into so many, whose gradients are added
             before a step. Not the same run: the statistics of batch normalisation are over a piece, and a
             loss that compares the images of a batch with each other compares those of a piece.
@@ -92,6 +94,7 @@ class Learner:
     objective: Objective
     name: str = "student"
     history: list[dict[str, Any]] = field(default_factory=list)
+    made_on: list[dict[str, Any]] = field(default_factory=list)  # device, commit, ... from which epoch on
 
     def start(self, recipe: Recipe, accelerator: Accelerator) -> None:
         """Take a place on the device, with a fresh optimizer."""
@@ -174,12 +177,14 @@ class Learner:
                 f"learning rate, or train in float32. {KEPT}"
             )
         optimizer = self.optimizer.state_dict()
-        return {"network": weights, "optimizer": optimizer, "history": self.history, "sums": self.sums}
+        log = {"history": self.history, "made_on": self.made_on, "sums": self.sums}
+        return {"network": weights, "optimizer": optimizer, **log}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history, self.sums = state["history"], state["sums"]
+        self.made_on = state.get("made_on", [])  # which early checkpoints lack
 
 
 def fit(
@@ -214,6 +219,10 @@ def fit_together(
     `notebook_launcher`), each takes its share of every batch, and the first one writes. See
     `icd.processes` for what is equal to a run of one process.
 
+    Each student becomes what it would become alone. In fp16 that holds but for rounding and skipped steps,
+    since all share one scale of the loss: where a student's gradients overflow, its step alone is skipped,
+    and the scale is halved for all.
+
     Args:
         learners: students with their objectives and names; trained in place.
         data: training images.
@@ -221,7 +230,8 @@ def fit_together(
         teacher: what objectives compare with; it is not trained.
         validation: images whose accuracy is logged after every epoch.
         folder: for the log, and checkpoints, each in the place of the one before. Called again with
-            the same folder and settings, a run goes on where it was; on a CPU, to the same bits.
+            the same folder and settings, a run goes on where it was; on a CPU, to the same bits. One that
+            has ended is read, whatever precision it was computed in.
         checkpoint_seconds: a checkpoint is written so often: what a killed process may lose, at most.
         checkpoint_epochs: and whenever so many epochs are done, and at the end.
         patience_seconds: how long a process waits for another that is silent; the first run decides.
@@ -237,7 +247,8 @@ def fit_together(
     """
     check_run(learners, data, validation, teacher)
     check_seconds("checkpoint_seconds", checkpoint_seconds)
-    accelerator = make_accelerator(recipe.precision, patience_seconds)
+    precision = precision_of(recipe, folder)
+    accelerator = make_accelerator(precision, patience_seconds)
     device, steps, size = accelerator.device, data.steps(recipe.batch_size), recipe.batch_size
     mine = share(min(size, len(data)))
     own = min(size, len(data)) // mine[1]
@@ -247,6 +258,8 @@ def fit_together(
             "let the recipe's pieces be a number that divides them"
         )
     talks = progress and accelerator.is_main_process
+    if talks and recipe.precision == "auto" and precision not in ("auto", native_precision(device)):
+        print(f"goes on in {precision}, as it began; a new run would take {native_precision(device)} here")
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # images are of one size: it pays to find the best convolution
         torch.cuda.empty_cache()  # else what an earlier run left counts as taken
@@ -330,10 +343,19 @@ def settle(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def make_accelerator(precision: Precision, patience_seconds: float = 300.0) -> Accelerator:
-    """Accelerate's view of this machine: device, processes and a precision that it computes natively."""
+    """Accelerate's view of this machine: device, processes and a precision, "auto" a native one.
+
+    Raises:
+        RunError: fp16 on a CPU.
+    """
     device = join(patience_seconds).device
     mixed = native_precision(device) if precision == "auto" else precision
     AcceleratorState._reset_state()  # else a second run of this process could not have another precision
+    if mixed == "fp16" and device.type == "cpu":  # Accelerate would compute in float32, and not say so
+        raise RunError(
+            "this device (cpu) does not train in fp16: a run that began in it goes on where there is a GPU, "
+            "and a new one may have another precision"
+        )
     return Accelerator(mixed_precision="no" if mixed == "float32" else mixed)
 
 

@@ -141,6 +141,26 @@ def test_only_clustering_learns_from_a_teacher_of_other_classes(runs, birds, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
+def test_how_a_run_began_stays_in_its_settings(runs, tmp_path, capsys):
+    run = shutil.copytree(runs / "teacher", tmp_path / "run")
+    began = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**began, "folder": str(run)}))
+    again = ["teach", "--config", str(run / "config.yaml"), "--recipe.precision"]
+    assert main([*again, "float32", "--recipe.sync_batch_norm", "true"]) == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["recipe"] == began["recipe"]
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    there = "bf16" if state["settings"]["precision"] == "float32" else "float32"
+    torch.save(
+        {**state, "epoch": 1, "settings": {**state["settings"], "precision": there}}, run / "checkpoint.pt"
+    )
+    capsys.readouterr()
+    other = {"bf16": "float32", "float32": "bf16"}[there]
+    assert main([*again, other]) == 1
+    assert f"another precision: there {there}, here {other}" in capsys.readouterr().err
+    assert main([*again, "auto"]) == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["recipe"] == began["recipe"]
+
+
 def test_evaluate_uses_the_runs_own_images_and_predict_names_any_picture(runs, birds, tmp_path, capsys):
     assert main(["evaluate", str(runs / "student"), "--split", "validation"]) == 0
     assert re.fullmatch(

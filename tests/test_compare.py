@@ -1,14 +1,19 @@
 """Comparisons: paired by construction, never run twice, and a row for every run."""
 
+import json
+import subprocess
+from contextlib import nullcontext
+
 import pytest
 import torch
-from test_training import QUICK, small, stripes
+from test_training import QUICK, interrupt, small, stripes
 
 from icd import compare as comparison
-from icd.compare import Result, compare, differences, read_results, write_results
+from icd import origin
+from icd.compare import Result, compare, differences, measure, read_results, write_results
 from icd.evidence import accuracy
 from icd.objective import METHODS
-from icd.training import Recipe, fit
+from icd.training import Learner, Recipe, fit, fit_together
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +71,41 @@ def test_differences_are_paired_by_seed_and_in_points(tmp_path):
     assert read_results(tmp_path / "t.csv") == rows
 
 
+def test_a_row_says_what_the_run_learned_on_and_not_what_measured_it(tmp_path, monkeypatch):
+    def go_on(device, commit, call=None):
+        monkeypatch.setattr("icd.checkpoint.device_name", lambda *_: device)
+        monkeypatch.setattr("icd.checkpoint.commit", lambda: commit)
+        teacher, learner = small(1), Learner(small(3), METHODS["KD"])
+        if call:
+            interrupt(teacher, call)
+        with pytest.raises(KeyboardInterrupt) if call else nullcontext():
+            fit_together([learner], stripes(), QUICK, teacher=teacher, folder=tmp_path, progress=False)
+        return learner
+
+    go_on("Tesla T4", "0123456789", 2)  # stopped within an epoch
+    go_on("Tesla T4", "0123456789", 2)
+    go_on("NVIDIA L4", "0123456789", 7)
+    go_on("NVIDIA L4", "abcdef0123")
+    learner = go_on("NVIDIA A100", "fedcba9876")  # which only reads it
+    monkeypatch.setattr(comparison, "device_name", lambda *_: "cpu")
+    row = measure(learner, stripes(seed=1), network="small", seed=0)
+    assert (row.device, row.commit) == ("Tesla T4, NVIDIA L4", "0123456789, abcdef0123")
+    write_results(tmp_path / "t.csv", [row])
+    assert read_results(tmp_path / "t.csv") == [row]
+    first = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    assert first["made_on"] == learner.made_on
+    assert [on["epoch"] for on in first["made_on"]] == [1, 1, 2]
+    assert {on["precision"] for on in first["made_on"]} == {"float32"}
+
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)  # as it was before all that was kept
+    del state["learners"]["student"]["made_on"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    learner = go_on("NVIDIA A100", "fedcba9876")
+    monkeypatch.setattr(comparison, "commit", lambda: "fedcba9876")
+    row = measure(learner, stripes(seed=1), network="small", seed=0)
+    assert (row.device, row.commit) == ("cpu", "fedcba9876")
+
+
 def test_what_pip_installed_from_git_knows_its_commit(monkeypatch):
     class Installed:
         def __init__(self, text):
@@ -75,12 +115,24 @@ def test_what_pip_installed_from_git_knows_its_commit(monkeypatch):
             assert name == "direct_url.json"
             return self.text
 
-    monkeypatch.setattr(comparison.subprocess, "run", lambda *_, **__: 1 / 0)
-    monkeypatch.setattr(comparison.subprocess, "CalledProcessError", ZeroDivisionError)
+    monkeypatch.setattr(origin.subprocess, "run", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(origin.subprocess, "CalledProcessError", ZeroDivisionError)
     for text, said in (
         ('{"url": "u", "vcs_info": {"vcs": "git", "commit_id": "0123456789abcdef"}}', "0123456789"),
         ('{"url": "u", "dir_info": {}}', "installed"),
         (None, "installed"),
     ):
-        monkeypatch.setattr(comparison.metadata, "distribution", lambda _, text=text: Installed(text))
-        assert comparison.commit() == said
+        monkeypatch.setattr(origin.metadata, "distribution", lambda _, text=text: Installed(text))
+        assert origin.commit.__wrapped__() == said
+
+
+def test_what_is_installed_within_another_checkout_has_not_its_commit(tmp_path, monkeypatch):
+    (tmp_path / "origin.py").write_text("")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(origin, "__file__", str(tmp_path / "origin.py"))
+    monkeypatch.setattr(origin, "_installed", lambda: "installed")
+    assert origin.commit.__wrapped__() == "installed"
+    subprocess.run([*git, "add", "origin.py"], check=True)
+    assert len(origin.commit.__wrapped__().rstrip("+")) == 10

@@ -8,7 +8,7 @@ from jsonargparse import auto_cli, capture_parser
 from test_training import QUICK, small, stripes
 
 from icd.__main__ import _spell_out
-from icd.checkpoint import RunError
+from icd.checkpoint import RunError, digest
 from icd.commands import COMMANDS
 from icd.compare import read_results, write_results
 from icd.datasets import DataSet
@@ -16,6 +16,7 @@ from icd.evidence import accuracy
 from icd.ledger import TEST_IMAGES, as_markdown, beside, command_of, enter
 from icd.objective import METHODS
 from icd.recipes import published_run
+from icd.scores import Scoring
 from icd.training import Learner, fit_together
 
 DATA = DataSet("cub200", size=224)
@@ -27,9 +28,10 @@ def short(**changes):
     return replace(published_run(NAME), recipe=replace(QUICK, **changes))
 
 
-def learned():
+def learned(teacher=1, **changes):
     learner = Learner(small(), METHODS["iCD-KD"], "student")
-    fit_together([learner], stripes(), QUICK, teacher=small(1), progress=False)
+    recipe = replace(QUICK, **changes)
+    fit_together([learner], stripes(), recipe, teacher=small(teacher), progress=False)
     return learner
 
 
@@ -40,7 +42,8 @@ def test_a_run_is_measured_once(tmp_path, monkeypatch):
     assert (row.method, row.seed, row.images, row.epochs) == (NAME, 0, 96, 3)
     assert row.command == (
         f"python -m icd distil --recipe {NAME} --recipe.epochs 3 --recipe.batch_size 16 "
-        "--recipe.learning_rate 0.05 --recipe.schedule one-cycle --recipe.precision float32"
+        "--recipe.learning_rate 0.05 --recipe.schedule one-cycle --recipe.precision float32 "
+        f"# teacher={digest(Scoring(small(1)))}"
     )
     assert read_results(tmp_path / "results.csv") == [row]
     monkeypatch.setattr("icd.compare.accuracy", lambda *_: pytest.fail("the test images were read again"))
@@ -61,6 +64,37 @@ def test_what_has_not_ended_or_is_another_run_is_refused(tmp_path):
     other = replace(short(seed=2), objective=METHODS["SD-KD"])
     with pytest.raises(RunError, match=r"and the student learned by 0\.1"):
         enter(other, learner, test, DATA, tmp_path)
+
+
+def test_a_row_is_that_of_the_run_whatever_is_free(tmp_path, monkeypatch):
+    learner, test = learned(precision="bf16"), stripes(seed=1)
+    row = enter(short(precision="auto"), learner, test, DATA, tmp_path)
+    assert " --recipe.precision bf16 # teacher=" in row.command
+    monkeypatch.setattr("icd.compare.accuracy", lambda *_: pytest.fail("the test images were read again"))
+    for changes in ({"precision": "bf16"}, {"sync_batch_norm": True}, {"compile": True}):
+        for data in (DATA, DataSet("birds", size=224)):
+            assert enter(short(**changes), learner, test, data, tmp_path) == row
+    assert enter(short(), learned(precision="float32"), test, DATA, tmp_path) == row
+    for other in (short(pieces=2), replace(short(), network="vgg8")):
+        with pytest.raises(RunError, match="has another run"):
+            enter(other, learner, test, DATA, tmp_path)
+
+
+def test_a_row_says_whose_teacher_it_was(tmp_path):
+    test = stripes(seed=1)
+    row = enter(short(), learned(), test, DATA, tmp_path)
+    with pytest.raises(
+        RunError, match=r"has another run of .* # teacher=[0-9a-f]{24}\. Give this one another"
+    ):
+        enter(short(), learned(teacher=2), test, DATA, tmp_path)
+    silent = replace(row, command=row.command.split(" #")[0])  # as early rows were
+    write_results(tmp_path / "results.csv", [silent])
+    assert enter(short(), learned(), test, DATA, tmp_path) == silent
+    whole = f"python -m icd distil --recipe {NAME} --recipe.precision fp16 # teacher=0123"
+    for command, counts in ((whole, 1), (whole + " '", 0), (whole.replace("distil", "compare"), 0)):
+        changed = replace(row, command=command, images=TEST_IMAGES["cub200"])
+        write_results(tmp_path / "results.csv", [changed])
+        assert sum(len(line.measured) for line in beside(tmp_path, "cub200")) == counts
 
 
 def test_the_published_table_waits_for_the_very_run(tmp_path):
@@ -100,7 +134,8 @@ def test_the_published_table_waits_for_the_very_run(tmp_path):
 def test_a_command_of_the_table_makes_the_run_again():
     run = published_run(NAME)
     changed = replace(run, recipe=replace(run.recipe, epochs=2, milestones=(0.5, 0.75), nesterov=True))
-    given = shlex.split(command_of(changed, DataSet("birds", classes=3, size=128)))[3:]
+    command = command_of(changed, DataSet("birds", classes=3, size=128))
+    given = shlex.split(f"{command} # teacher=0123", comments=True)[3:]
     parser = capture_parser(auto_cli, COMMANDS, prog="python -m icd", allow_abbrev=False)
     chosen = parser.instantiate(parser.parse_args(_spell_out(given)))["distil"]
     assert chosen.recipe == replace(changed.recipe, seed=0)

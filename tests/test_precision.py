@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from test_training import stripes
 
-from icd.objective import METHODS, Objective, Term
+from icd.objective import METHODS, Objective, Term, cross_entropy
 from icd.scores import Scoring, score
 from icd.training import Learner, Recipe, fit, make_accelerator
 from icd.zoo import SmallResNet
@@ -127,6 +127,23 @@ def test_two_hundred_steps_in_half_precision_follow_float32(method, data, teache
     for precision, distance in DISTANCE.items():
         apart = np.abs(curve(precision, method, data, teacher) / exact - 1)
         assert apart.max() < distance, precision
+
+
+def test_students_side_by_side_share_the_scale_of_the_loss_and_no_skipped_step(data):
+    accelerator, recipe = accelerator_of("fp16"), Recipe(batch_size=BATCH)
+    wild, calm = (Learner(small(seed), METHODS["alone"]) for seed in (4, 5))
+    wild.objective = Objective((1e7 * cross_entropy(),))
+    images, target = data.training_batch(0, 0, 0, BATCH)
+    for learner in (wild, calm):
+        learner.start(recipe, accelerator)
+    for scale, learner in ((SCALE / 2, wild), (SCALE / 2, calm), (SCALE / 4, wild)):
+        before = [weight.clone() for weight in learner.network.parameters()]
+        learner.step(images, target, None, 1, 0.01)
+        skipped = learner.optimizer.step_was_skipped
+        assert accelerator.scaler.get_scale() == scale
+        assert skipped == (learner is wild)
+        kept = [torch.equal(*pair) for pair in zip(before, learner.network.parameters(), strict=True)]
+        assert all(kept) if skipped else not any(kept)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

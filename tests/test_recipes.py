@@ -143,7 +143,13 @@ def test_a_recipe_stands_for_settings_and_options_beside_it_change_them(tmp_path
     assert "epochs: 1\n" in kept
     capsys.readouterr()
     assert command_line.main(["recipes", "--name", name]) == 0
-    assert "published: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "published: " in said
+    need = RUNS[name].cost()
+    assert f"weights, taught by {need.teacher_parameters / 1e6:.2f} million; {need.steps:,} steps; " in said
+    assert f"; memory of a step {need.float32_gb:g} GB in float32, {need.fp16_gb:g} in fp16 (" in said
+    assert command_line.main(["recipes", "--name", "cub200-vgg8"]) == 0
+    assert "takes: 4.02 million weights; 22,320 steps; memory of a step " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("objective", [*METHODS.values(), *(run.objective for run in RUNS.values())], ids=str)

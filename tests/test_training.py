@@ -185,19 +185,86 @@ def test_another_run_in_the_folder_is_not_overwritten(tmp_path):
     fit(small(), METHODS["alone"], data, QUICK, folder=tmp_path, progress=False)
     before = (tmp_path / "checkpoint.pt").read_bytes()
     other = Recipe(epochs=4, batch_size=16, schedule="one-cycle", precision="float32")
-    halved = replace(QUICK, precision="bf16")
     for change in (
         lambda: fit(small(), METHODS["alone"], data, other, folder=tmp_path, progress=False),
         lambda: fit(small(), 2.0 * cross_entropy(), data, QUICK, folder=tmp_path, progress=False),
         lambda: fit(SmallResNet(4), METHODS["alone"], data, QUICK, folder=tmp_path, progress=False),
         lambda: fit(small(), METHODS["alone"], stripes(seed=3), QUICK, folder=tmp_path, progress=False),
-        lambda: fit(small(), METHODS["alone"], data, halved, folder=tmp_path, progress=False),
     ):
         with pytest.raises(RunError, match="holds a run with another"):
             change()
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     finished = small()
     assert len(fit(finished, METHODS["alone"], data, QUICK, folder=tmp_path, progress=False)) == 3
+
+
+def stop(folder, recipe, call=9):
+    """A run of KD that Ctrl-C stops when its teacher is asked for the `call`-th time."""
+    teacher = small(1)
+    interrupt(teacher, call)
+    with pytest.raises(KeyboardInterrupt):
+        fit(small(3), METHODS["KD"], stripes(), recipe, teacher=teacher, folder=folder, progress=False)
+
+
+def go_on(folder, recipe, **options):
+    student = small(3)
+    options = {"folder": folder, "progress": False, **options}
+    fit(student, METHODS["KD"], stripes(), recipe, teacher=small(1), **options)
+    return student
+
+
+def test_a_run_goes_on_in_the_precision_that_it_began_in(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("icd.training.native_precision", lambda device: "bf16")
+    recipe = replace(QUICK, precision="auto")
+    never_stopped = go_on(None, recipe)
+    stop(tmp_path, recipe)
+    monkeypatch.setattr("icd.training.native_precision", lambda device: "float32")  # another card
+    with pytest.raises(RunError, match="another precision: there bf16, here float32"):
+        go_on(tmp_path, QUICK)
+    capsys.readouterr()
+    went_on = go_on(tmp_path, recipe, progress=True)
+    said = "goes on in bf16, as it began; a new run would take float32 here\n"
+    assert capsys.readouterr().out.count(said) == 1
+    assert same_weights(went_on, never_stopped)
+    for precision in ("auto", "float32", "bf16"):  # it has ended
+        again = go_on(tmp_path, replace(recipe, precision=precision), progress=True)
+        assert same_weights(again, went_on)
+    assert "goes on" not in capsys.readouterr().out
+
+
+def change(folder, **settings):
+    """Make the checkpoint in a folder one of other settings."""
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    torch.save({**state, "settings": {**state["settings"], **settings}}, folder / "checkpoint.pt")
+
+
+def test_a_precision_that_the_device_does_not_train_in_is_refused_until_the_run_has_ended(tmp_path):
+    stop(tmp_path / "stopped", QUICK)
+    went_on = go_on(tmp_path / "ended", QUICK)
+    for name in ("stopped", "ended"):
+        change(tmp_path / name, precision="fp16")
+    for precision in ("auto", "fp16"):
+        recipe = replace(QUICK, precision=precision)
+        with pytest.raises(RunError, match=r"this device \(cpu\) does not train in fp16: a run that began"):
+            go_on(tmp_path / "stopped", recipe)
+        assert same_weights(go_on(tmp_path / "ended", recipe), went_on)
+    with pytest.raises(RunError, match="does not train in fp16"):
+        go_on(None, replace(QUICK, precision="fp16"))
+
+
+def test_what_changes_nothing_in_one_process_refuses_no_run(tmp_path):
+    never_stopped = go_on(None, QUICK)
+    stop(tmp_path, replace(QUICK, sync_batch_norm=True))
+    assert same_weights(go_on(tmp_path, QUICK), never_stopped)
+    assert same_weights(go_on(tmp_path, replace(QUICK, sync_batch_norm=True)), never_stopped)
+
+
+def test_how_a_run_that_has_ended_was_compiled_does_not_matter(tmp_path):
+    stop(tmp_path, QUICK)
+    with pytest.raises(RunError, match=r"another recipe\.compile: there False, here True"):
+        go_on(tmp_path, replace(QUICK, compile=True))
+    went_on = go_on(tmp_path, QUICK)
+    assert same_weights(go_on(tmp_path, replace(QUICK, compile=True)), went_on)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
