@@ -87,6 +87,7 @@ CITED = {
     "github.com/HobbitLong/RepDistiller",
     "github.com/megvii-research/mdistiller",
     "github.com/ChenBill900703/CRD-Reproduction",
+    "github.com/maomaochongaa/iCD",
 }
 
 
