@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE = re.compile(r'^Repository = "https://github\.com/([\w.-]+)/([\w.-]+)"$', re.MULTILINE)
+ADDRESS = re.compile(r"https://github\.com/([\w.-]+)/([\w.-]+)/?")
+SOURCE = re.compile(rf'^Repository = "{ADDRESS.pattern}"$', re.MULTILINE)
 
 
 def parts(text: str) -> tuple[str, str]:
@@ -19,6 +20,14 @@ def parts(text: str) -> tuple[str, str]:
     if found is None:
         raise SystemExit("pyproject.toml: no Repository = https://github.com/OWNER/NAME")
     return found[1], found[2]
+
+
+def wanted(url: str) -> tuple[str, str]:
+    """Owner and name out of an address."""
+    found = ADDRESS.fullmatch(url)
+    if found is None:
+        raise SystemExit(f"{url!r} is no address of a repository: give https://github.com/OWNER/NAME")
+    return found[1], found[2].removesuffix(".git")
 
 
 def spellings(owner: str, name: str) -> tuple[str, ...]:
@@ -44,7 +53,7 @@ def tracked() -> list[Path]:
 
 def main(url: str | None) -> None:
     old = spellings(*parts((ROOT / "pyproject.toml").read_text(encoding="utf8")))
-    new = old if url is None else spellings(*parts(f'Repository = "{url.rstrip("/").removesuffix(".git")}"'))
+    new = old if url is None else spellings(*wanted(url))
     for path in tracked():
         text = path.read_text(encoding="utf8")
         count = sum(text.count(spelling) for spelling in old)

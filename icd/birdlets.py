@@ -24,11 +24,13 @@ from tqdm import tqdm
 
 from .canvas import PARTS, THROWS
 from .files import cache_folder, make_folder
+from .photos import is_whole
 from .plumage import FORMS, Species, species_table
 from .scenes import render
 
 __all__ = ["PARTS", "Species", "draw", "families", "folder", "masks", "species_table"]
 
+MOST_PIXELS = 2048  # a side; a scene of so many takes 430 MB while it is drawn, and each core draws one
 FORMAT = 1  # goes up when the same settings no longer give the same files
 SPLITS = ("train", "test")
 PALETTE = [  # one colour a part, in the order of PARTS
@@ -66,14 +68,20 @@ def draw(
     `root`, and a second draw at the same time waits for the first. Raises `ValueError` for settings
     that make no data set and `FileExistsError` where something else lies at `root`.
     """
-    table = species_table(species, families)
-    for name, value, least in (("train", train, 0), ("test", test, 0), ("size", size, 16), ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"{name} is {value}: it must be at least {least}")
-    if train + test == 0:
-        raise ValueError("train and test are both 0: there is nothing to draw")
     settings = {"species": species, "families": families, "train": train, "test": test}
     settings |= {"size": size, "seed": seed}
+    for name, value in settings.items():
+        if not is_whole(value):
+            raise ValueError(f"{name} is {value!r}: give a whole number")
+        settings[name] = int(value)  # NumPy's are none for JSON
+    table = species_table(species, families)
+    for name, least in (("train", 0), ("test", 0), ("size", 16), ("seed", 0)):
+        if settings[name] < least:
+            raise ValueError(f"{name} is {settings[name]}: it must be at least {least}")
+    if size > MOST_PIXELS:
+        raise ValueError(f"size is {size}: it must be at most {MOST_PIXELS} pixels a side")
+    if train + test == 0:
+        raise ValueError("train and test are both 0: there is nothing to draw")
     root = Path(root).absolute()
     if _is_drawn(root, settings):
         return root

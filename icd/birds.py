@@ -13,7 +13,7 @@ import os
 import posixpath
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ import numpy as np
 
 from icd.fetch import check_md5, fetch, leads_out, unpack
 from icd.files import expand
-from icd.photos import SUFFIXES, Crop, DataError, Photos, Resize
+from icd.photos import SUFFIXES, Crop, DataError, Photos, Resize, is_whole
 from icd.tables import Table
 
 FOLDER = "CUB_200_2011"
@@ -196,10 +196,12 @@ def _chosen_classes(tables: Tables, classes: int | str | Sequence[int | str] | N
         return list(range(len(names)))
     if isinstance(classes, str):
         classes = [classes]
-    if isinstance(classes, int | np.integer):
+    if isinstance(classes, int | np.integer) and is_whole(classes):
         if not 1 <= classes <= len(names):
             raise DataError(f"classes is {classes}: {file} has {len(names)}")
         return list(range(classes))
+    if not isinstance(classes, Iterable):
+        raise DataError(f"classes is {classes!r}: give how many, or a list of names or numbers")
     chosen = [_class_index(names, file, wanted) for wanted in classes]
     if not chosen:
         raise DataError("classes is empty: give at least one")
@@ -211,6 +213,8 @@ def _chosen_classes(tables: Tables, classes: int | str | Sequence[int | str] | N
 
 def _class_index(names: Sequence[str], file: Path, wanted: int | str) -> int:
     if not isinstance(wanted, str):
+        if not is_whole(wanted):
+            raise DataError(f"class {wanted!r}: give a name, or a whole number, counted from 0")
         if not 0 <= wanted < len(names):
             raise DataError(f"class {wanted}: {file} has {len(names)}, counted from 0")
         return operator.index(wanted)

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,14 @@ def check_run(
     for what, images in (("training", data), ("validation", validation)):
         if isinstance(images, Photos):
             raise RunError(f"the {what} images are not decoded: hand them to icd.pixels.load first")
+    if validation is not None:
+        named = ([f'"{name}"' for name in images.classes] for images in (data, validation))
+        for index, (one, other) in enumerate(zip_longest(*named, fillvalue="missing")):
+            if one != other:
+                raise RunError(
+                    f"class {index} is {one} in the training images and {other} in the validation images: "
+                    "give both the same classes, in one order"
+                )
     if teacher is None and any(learner.objective.needs_teacher for learner in learners):
         raise RunError(
             "the objective compares with a teacher and none was given: hand one over with teacher="

@@ -50,8 +50,9 @@ class DataSet:
             ("hold_out", int | float, "a number"),
             ("split_seed", int, "a whole number"),
         ):
-            if not isinstance(getattr(self, name), kind):
-                raise DataError(f"{name} is {getattr(self, name)!r}: give {wanted}")
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise DataError(f"{name} is {value!r}: give {wanted}")
         check_cut(self.size, self.crop, self.margin, self.resize)
 
     def pixels(self, split: Split, progress: bool = True) -> Pixels:

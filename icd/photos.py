@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from icd.checks import nearest
+from icd.decode import UPRIGHT, orientation, three_channels
 
 Crop = Literal["image", "box"]
 Resize = Literal["squash", "shorter"]
@@ -82,11 +83,11 @@ class Photos:
                 if self.boxes is not None and self._sticks_out(index, *image.size):
                     notes.append(f"box beyond its image, {'cut' if self.crop == 'box' else 'not used'}")
                 # A phone's photo may lie on its side; boxes speak of the file.
-                if self.crop == "image" and (turned := _orientation(image)):
-                    image = image.transpose(_UPRIGHT[turned])
+                if self.crop == "image" and (turned := orientation(image)):
+                    image = image.transpose(UPRIGHT[turned])
                     notes.append("lying on its side or mirrored, turned upright")
                 region = self._region(index, *image.size)
-                square = _rgb(image).resize((self.size, self.size), Image.Resampling.BILINEAR, region)
+                square = three_channels(image).resize((self.size,) * 2, Image.Resampling.BILINEAR, region)
         except DataError:
             raise
         except FileNotFoundError:
@@ -134,7 +135,7 @@ class Photos:
             raise DataError("this data set has no part locations")
         x, y, visible = self.parts[index].T
         with Image.open(self.paths[index]) as image:
-            turned, (width, height) = _orientation(image) if self.crop == "image" else 0, image.size
+            turned, (width, height) = orientation(image) if self.crop == "image" else 0, image.size
         if turned >= 5:  # 5 to 8 swap the sides; the others mirror one or both of them
             x, y, width, height = y, x, height, width
         x = width - x if turned in (2, 3, 6, 7) else x
@@ -158,6 +159,8 @@ class Photos:
 
     def folds(self, k: int, seed: int = 0) -> list[tuple[Photos, Photos]]:
         """`k` pairs (fit, held out), every class spread evenly, every image held out once."""
+        if not is_whole(k):
+            raise DataError(f"{k!r} folds: give a whole number")
         smallest = np.bincount(self.labels, minlength=len(self.classes))
         smallest = smallest[smallest > 0]
         if len(smallest) == 0:
@@ -231,8 +234,20 @@ def check_split(split: str) -> None:
         raise DataError(f'there is no split "{split}":{nearest(split, known)} There are {", ".join(known)}')
 
 
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number, Python's or NumPy's; True and 64.0 are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether it can be compared with others."""
+    return isinstance(value, Real)
+
+
 def check_cut(size: int, crop: Crop, margin: float, resize: Resize) -> None:
     """Raise for a way of cutting a photograph that means nothing."""
+    if not is_whole(size):
+        raise DataError(f"size is {size!r}: give a whole number")
     if size < 1:
         raise DataError(f"size is {size}: an image needs at least one pixel a side")
     if size > MOST_PIXELS:
@@ -241,16 +256,16 @@ def check_cut(size: int, crop: Crop, margin: float, resize: Resize) -> None:
         raise DataError(f'crop is {crop!r}: choose "image" or "box"')
     if resize not in ("squash", "shorter"):
         raise DataError(f'resize is {resize!r}: choose "squash" or "shorter"')
-    if not 0 <= margin <= 10:
-        raise DataError(f"margin is {margin}: give a share of the box between 0 and 10")
+    if not (is_number(margin) and 0 <= margin <= 10):
+        raise DataError(f"margin is {margin!r}: give a share of the box between 0 and 10")
 
 
 def held_out(
     labels: np.ndarray, classes: Sequence[str], share: float, seed: int, paths: Sequence[Path] | None = None
 ) -> np.ndarray:
     """Which images to hold out, (N,) bool: about `share` of each class, at least one, drawn by `seed`."""
-    if not 0 < share < 1:
-        raise DataError(f"the share held out is {share}: give a number between 0 and 1")
+    if not (is_number(share) and 0 < share < 1):
+        raise DataError(f"the share held out is {share!r}: give a number between 0 and 1")
     held = np.zeros(len(labels), dtype=bool)
     for rows in _shuffled_classes(labels, seed):
         if len(rows) < 2:
@@ -264,6 +279,8 @@ def held_out(
 
 def _shuffled_classes(labels: np.ndarray, seed: int) -> list[np.ndarray]:
     """The images of each class that has any, in a random order."""
+    if not is_whole(seed):
+        raise DataError(f"the seed is {seed!r}: give a whole number")
     if seed < 0:
         raise DataError(f"the seed is {seed}: give 0 or more")
     generator = np.random.default_rng(seed)
@@ -283,7 +300,7 @@ def class_folders(
     folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
     if not folders:
         raise DataError(f"{root}: expected one folder of photographs for each class, and found no folder")
-    if classes is not None and not isinstance(classes, int):
+    if classes is not None and not is_whole(classes):
         raise DataError(f"classes is {classes!r}: give how many, {root} has {len(folders)}")
     if classes is not None and not 1 <= classes <= len(folders):
         raise DataError(f"classes is {classes}: {root} has {len(folders)}")
@@ -305,39 +322,6 @@ def class_folders(
         size=size,
         resize=resize,
     )
-
-
-_UPRIGHT = {  # EXIF's orientations, and what undoes each
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 2 to 8, or 0 where the photograph stands upright or does not say."""
-    try:
-        if image.getexif().get(ExifTags.Base.Orientation) in _UPRIGHT:
-            image.load()  # a TIFF turns itself upright here, and forgets that it was not
-            return image.getexif().get(ExifTags.Base.Orientation, 0)
-    except (SyntaxError, ValueError, TypeError, struct.error):  # broken advice is no advice
-        pass
-    return 0
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Three channels of eight bits, whatever the file holds (grey, palette, 16-bit, alpha)."""
-    if image.mode.startswith("I"):  # 16-bit grey: `convert` would clip instead of scale
-        image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("its numbers are floats, and nothing says which is white")
-    if "transparency" in image.info:
-        image = image.convert("RGBA")  # at once to RGB is a warning
-    return image.convert("RGB")
 
 
 def _slide(centre: float, side: float, limit: float) -> tuple[float, float]:

@@ -249,9 +249,12 @@ def load(photos: Photos, *, folder: Path | None = None, progress: bool = True) -
 def _open(path: Path, notes: Path) -> tuple[np.ndarray, dict[str, int]] | None:
     """Images that were decoded before and what was mended, or None where they are not there, or damaged."""
     try:
+        mended = json.loads(notes.read_bytes())
+        if not isinstance(mended, dict) or not all(isinstance(count, int) for count in mended.values()):
+            return None
         # Copy-on-write: torch wants it writable.
-        return np.load(path, mmap_mode="c", allow_pickle=False), json.loads(notes.read_bytes())
-    except (OSError, ValueError, EOFError):
+        return np.load(path, mmap_mode="c", allow_pickle=False), mended
+    except (OSError, ValueError, EOFError, RecursionError):
         return None
 
 

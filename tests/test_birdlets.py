@@ -11,6 +11,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -253,6 +254,12 @@ def test_the_cached_folder_is_named_by_its_settings(tmp_path: Path, monkeypatch:
     assert first == birdlets.folder(size=16, species=2, families=1, train=1, test=1)
     assert first == birdlets.folder(species=2, families=1, train=1, test=1, size=16, seed=1)
     assert first != birdlets.folder(species=2, families=1, train=1, test=2, size=16)
+    assert first == birdlets.folder(species=2, families=1, train=1, test=1, size=np.int64(16))
+
+
+def test_numbers_of_numpy_draw_the_same(small: Path, tmp_path: Path):
+    settings = {name: np.int64(value) for name, value in SMALL.items() if name != "progress"}
+    assert contents(birdlets.draw(tmp_path / "again", **settings, progress=False)) == contents(small)
 
 
 @pytest.mark.parametrize(
@@ -263,13 +270,18 @@ def test_the_cached_folder_is_named_by_its_settings(tmp_path: Path, monkeypatch:
         ({"species": 5}, "species is 5: 6 families need at least one species each"),
         ({"species": 121}, "species is 121: 6 families hold at most 120 distinct species"),
         ({"size": 15}, "size is 15: it must be at least 16"),
+        ({"size": 2049}, "size is 2049: it must be at most 2048 pixels a side"),
+        ({"size": "64"}, "size is '64': give a whole number"),
+        ({"size": 64.0}, "size is 64.0: give a whole number"),
+        ({"species": 30.0}, "species is 30.0: give a whole number"),
+        ({"train": True}, "train is True: give a whole number"),
         ({"train": -1}, "train is -1: it must be at least 0"),
         ({"test": -3}, "test is -3: it must be at least 0"),
         ({"seed": -1}, "seed is -1: it must be at least 0"),
         ({"train": 0, "test": 0}, "train and test are both 0: there is nothing to draw"),
     ],
 )
-def test_settings_that_make_no_data_set_are_refused(tmp_path: Path, settings: dict[str, int], message: str):
+def test_settings_that_make_no_data_set_are_refused(tmp_path: Path, settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         birdlets.draw(tmp_path / "birds", **settings)
     assert str(error.value) == message

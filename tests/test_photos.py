@@ -122,6 +122,10 @@ def test_a_photograph_is_a_tensor_and_a_label(tmp_path):
     ("changes", "message"),
     [
         ({"size": 0}, "size is 0: an image needs at least one pixel a side"),
+        ({"size": 64.0}, "size is 64.0: give a whole number"),
+        ({"size": "64"}, "size is '64': give a whole number"),
+        ({"size": True}, "size is True: give a whole number"),
+        ({"margin": "0.1"}, "margin is '0.1': give a share of the box between 0 and 10"),
         ({"crop": "middle"}, 'crop is \'middle\': choose "image" or "box"'),
         ({"resize": "longer"}, 'resize is \'longer\': choose "squash" or "shorter"'),
         ({"margin": -1.0}, "margin is -1.0: give a share of the box between 0 and 10"),
@@ -309,6 +313,13 @@ def test_folds_hold_every_image_out_once(counts, k, seed):
             lambda photos: photos.hold_out(),
             "class class 1 has one image to split, 3.png: holding it out would leave none to learn from",
         ),
+        (
+            lambda photos: photos.hold_out("0.2"),
+            "the share held out is '0.2': give a number between 0 and 1",
+        ),
+        (lambda photos: photos.hold_out(0.2, 0.5), "the seed is 0.5: give a whole number"),
+        (lambda photos: photos.folds(5.0), "5.0 folds: give a whole number"),
+        (lambda photos: photos.folds(True), "True folds: give a whole number"),
         (lambda photos: photos.folds(1), "1 folds: choose from 2 to 1, the images of the smallest class"),
         (lambda photos: photos.subset([]).folds(2), "there are no images to split"),
         (lambda photos: photos.parts_in_square(0), "this data set has no part locations"),
@@ -318,6 +329,13 @@ def test_splits_that_cannot_be_are_refused(split, message):
     with pytest.raises(DataError) as error:
         split(plain([3, 1]))
     assert str(error.value) == message
+
+
+def test_numbers_may_be_those_of_numpy():
+    photos = plain([4, 4], size=np.int64(9), margin=np.float32(0.5))
+    assert len(photos.folds(np.int64(2), seed=np.int64(1))) == 2
+    assert len(photos.hold_out(np.float32(0.5))[1]) == 4
+    assert photos.subset([]).fingerprint() == plain([], size=9).fingerprint()
 
 
 def test_subset_keeps_rows_together_and_the_order_asked_for():

@@ -1,5 +1,6 @@
 """The store of decoded images, and the batches cut from it."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -34,6 +35,17 @@ def test_images_are_decoded_once_and_mapped(photos, tmp_path, monkeypatch):
     assert torch.equal(first.images, again.images)
     assert again.mended == first.mended
     assert again.labels.tolist() == photos.labels.tolist()
+
+
+@pytest.mark.parametrize("damage", ["null", "[1]", '{"grey": "x"}', "{", "deep", "\udcff", ""])
+def test_a_store_with_damaged_notes_is_made_again(photos, tmp_path, damage):
+    first = load(photos, folder=tmp_path / "store", progress=False)
+    (notes,) = (tmp_path / "store").glob("*.json")
+    notes.write_text("[" * 100_000 if damage == "deep" else damage, errors="surrogateescape")
+    again = load(photos, folder=tmp_path / "store", progress=False)
+    assert torch.equal(first.images, again.images)
+    assert again.mended == first.mended
+    assert json.loads(notes.read_bytes()) == first.mended
 
 
 def test_the_store_is_keyed_by_what_decides_its_content(photos, tmp_path):

@@ -87,6 +87,7 @@ CITED = {
     "github.com/HobbitLong/RepDistiller",
     "github.com/megvii-research/mdistiller",
     "github.com/ChenBill900703/CRD-Reproduction",
+    "github.com/maomaochongaa/iCD",
 }
 
 
@@ -113,7 +114,9 @@ def test_one_address() -> None:
 def test_address_command(tmp_path) -> None:
     """In a copy of the repository, one command moves it."""
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
-    for name in ("pyproject.toml", "README.md", "_config.yml", "CITATION.cff", "CONTRIBUTING.md"):
+    (tmp_path / "book").mkdir()
+    pages = ("README.md", "CONTRIBUTING.md", "book/running.md")
+    for name in ("pyproject.toml", "_config.yml", "CITATION.cff", *pages):
         (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf8"), encoding="utf8")
     (tmp_path / ".ci").mkdir()
     script = tmp_path / ".ci" / "address.py"
@@ -126,7 +129,29 @@ def test_address_command(tmp_path) -> None:
     assert "https://someone-else.github.io/birds/" in readme
     assert "colab.research.google.com/github/someone-else/birds/blob" in readme
     assert f"url: {moved}\n" in (tmp_path / "_config.yml").read_text(encoding="utf8")
-    assert subprocess.run([sys.executable, script, "nonsense"], capture_output=True).returncode != 0
+    for page in ("README.md", "book/running.md"):  # the folder that is entered is the one that is made
+        assert f"\ngit clone {moved} icd-book && cd icd-book\n" in (tmp_path / page).read_text(
+            encoding="utf8"
+        )
+
+
+@pytest.mark.parametrize(
+    "url", ["nonsense", "http://github.com/a/b", "https://github.com/a", "", "https://github.com/a/b/c"]
+)
+def test_address_that_is_none(url) -> None:
+    """The argument is to blame, not pyproject.toml, and nothing is written."""
+    ended = subprocess.run(
+        [sys.executable, ROOT / ".ci" / "address.py", url], capture_output=True, text=True, check=False
+    )
+    said = f"{url!r} is no address of a repository: give https://github.com/OWNER/NAME\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", said)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://github.com/a/b-c", "https://github.com/a/b-c/", "https://github.com/a/b-c.git"]
+)
+def test_addresses_that_mean_the_same(url) -> None:
+    assert runpy.run_path(str(ROOT / ".ci" / "address.py"))["wanted"](url) == ("a", "b-c")
 
 
 def test_readme_lists_the_chapters() -> None:
