@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
+
+Precision = Literal["auto", "float32", "bf16", "fp16"]
 
 
 def check_scales(scales: Sequence[int]) -> tuple[int, ...]:
