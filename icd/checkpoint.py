@@ -20,13 +20,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from icd.checks import Precision
 from icd.files import atomic_file, load_tensors, make_folder, write_atomically
 from icd.origin import commit, device_name
 from icd.photos import Photos
 
 if TYPE_CHECKING:
     from icd.pixels import Pixels
-    from icd.training import Learner, Precision, Recipe
+    from icd.training import Learner, Recipe
 
 
 # What Accelerate calls float32 is "no" mixed precision.

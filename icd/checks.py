@@ -7,10 +7,12 @@ import numbers
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+Precision = Literal["auto", "float32", "bf16", "fp16"]
 
 
 def check_scales(scales: Sequence[int]) -> tuple[int, ...]:

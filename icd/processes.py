@@ -18,12 +18,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from accelerate.state import PartialState
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from icd.checkpoint import RunError
+from icd.checks import Precision
 from icd.numerics import full_precision
 
 
@@ -38,6 +40,32 @@ def join(seconds: float) -> PartialState:
     # Between GPUs gloo as well, for what the hosts agree on: they need not wait for their devices then.
     backend = {"backend": "cuda:nccl,cpu:gloo"} if several and not use_cpu else {}
     return PartialState(cpu=use_cpu, timeout=timedelta(seconds=seconds), **backend)
+
+
+def make_accelerator(precision: Precision, patience_seconds: float = 300.0) -> Accelerator:
+    """Accelerate's view of this machine: device, processes and a precision, "auto" a native one.
+
+    Raises:
+        RunError: fp16 on a CPU.
+    """
+    device = join(patience_seconds).device
+    mixed = native_precision(device) if precision == "auto" else precision
+    AcceleratorState._reset_state()  # else a second run of this process could not have another precision
+    if mixed == "fp16" and device.type == "cpu":  # Accelerate would compute in float32, and not say so
+        raise RunError(
+            "this device (cpu) does not train in fp16: a run that began in it goes on where there is a GPU, "
+            "and a new one may have another precision"
+        )
+    return Accelerator(mixed_precision="no" if mixed == "float32" else mixed)
+
+
+def native_precision(device: torch.device) -> Precision:
+    """bf16 where the device computes it natively, fp16 on older GPUs, else float32."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return "bf16"
+    return "float32"
 
 
 def count() -> int:

@@ -10,20 +10,18 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from icd.budget import memory_needed, memory_to_spare, peak_megabytes, say_memory, time_left
 from icd.checkpoint import Checkpoint, NonFiniteLoss, RunError, check_run, precision_of, stop_politely
-from icd.checks import check_recipe, check_seconds
+from icd.checks import Precision, check_recipe, check_seconds
 from icd.evidence import accuracy
 from icd.objective import Objective, Term
 from icd.pixels import Pixels
-from icd.processes import agreed, all_or_none, average, join, share, synchronise
+from icd.processes import agreed, all_or_none, average, make_accelerator, native_precision, share, synchronise
 from icd.scores import Scores, Scoring
 
-Precision = Literal["auto", "float32", "bf16", "fp16"]
 KEPT = "The last checkpoint, if one was written, is from before"
 
 
@@ -340,29 +338,3 @@ def compiled(scoring: Scoring, recipe: Recipe) -> Scoring:
 def settle(network: nn.Module, device: torch.device) -> nn.Module:
     """Move a network to a device, its filters in the layout that convolutions are quickest in."""
     return network.to(device).to(memory_format=torch.channels_last)
-
-
-def make_accelerator(precision: Precision, patience_seconds: float = 300.0) -> Accelerator:
-    """Accelerate's view of this machine: device, processes and a precision, "auto" a native one.
-
-    Raises:
-        RunError: fp16 on a CPU.
-    """
-    device = join(patience_seconds).device
-    mixed = native_precision(device) if precision == "auto" else precision
-    AcceleratorState._reset_state()  # else a second run of this process could not have another precision
-    if mixed == "fp16" and device.type == "cpu":  # Accelerate would compute in float32, and not say so
-        raise RunError(
-            "this device (cpu) does not train in fp16: a run that began in it goes on where there is a GPU, "
-            "and a new one may have another precision"
-        )
-    return Accelerator(mixed_precision="no" if mixed == "float32" else mixed)
-
-
-def native_precision(device: torch.device) -> Precision:
-    """bf16 where the device computes it natively, fp16 on older GPUs, else float32."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return "bf16"
-    return "float32"

@@ -214,11 +214,15 @@ def go_on(folder, recipe, **options):
 
 
 def test_a_run_goes_on_in_the_precision_that_it_began_in(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("icd.training.native_precision", lambda device: "bf16")
+    def on_a_card_of(native):
+        for module in ("icd.training", "icd.processes"):
+            monkeypatch.setattr(f"{module}.native_precision", lambda device: native)
+
+    on_a_card_of("bf16")
     recipe = replace(QUICK, precision="auto")
     never_stopped = go_on(None, recipe)
     stop(tmp_path, recipe)
-    monkeypatch.setattr("icd.training.native_precision", lambda device: "float32")  # another card
+    on_a_card_of("float32")
     with pytest.raises(RunError, match="another precision: there bf16, here float32"):
         go_on(tmp_path, QUICK)
     capsys.readouterr()
