@@ -16,12 +16,13 @@ import yaml
 from jsonargparse import auto_cli, capture_parser
 
 from icd.checkpoint import HOW, NonFiniteLoss, RunError, flat
-from icd.commands import COMMANDS, read_settings
+from icd.commands import COMMANDS
 from icd.datasets import DataSet
 from icd.files import write_atomically
 from icd.photos import DataError
 from icd.processes import is_main
 from icd.recipes import published_run
+from icd.runs import read_settings
 from icd.saved import ModelError
 from icd.training import Recipe
 

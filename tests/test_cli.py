@@ -187,12 +187,12 @@ def test_ctrl_c_is_answered_plainly(birds, tmp_path, monkeypatch, capsys):
     for place, words, said in (
         ("icd.birdlets._write", ["draw", str(tmp_path / "drawn")], "stopped"),
         (
-            "icd.commands.DataSet.pixels",
+            "icd.runs.DataSet.pixels",
             teach,
             "stopped before its first checkpoint; the same command starts again",
         ),
         (
-            "icd.commands.save_model",
+            "icd.runs.save_model",
             teach,
             "stopped; give the same command again to go on from its checkpoint",
         ),
