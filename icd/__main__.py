@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
+import signal
 import sys
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
@@ -14,12 +16,13 @@ import yaml
 from jsonargparse import auto_cli, capture_parser
 
 from icd.checkpoint import HOW, NonFiniteLoss, RunError, flat
-from icd.commands import COMMANDS, read_settings
+from icd.commands import COMMANDS
 from icd.datasets import DataSet
 from icd.files import write_atomically
 from icd.photos import DataError
 from icd.processes import is_main
 from icd.recipes import published_run
+from icd.runs import read_settings
 from icd.saved import ModelError
 from icd.training import Recipe
 
@@ -54,17 +57,37 @@ def _sentence(error: Exception) -> str:
 
 
 def _spell_out(arguments: list[str]) -> list[str]:
-    """`distil --recipe NAME` with the settings that the name stands for, before all other options."""
-    if arguments[:1] != ["distil"]:
+    """`--recipe NAME` of teach and distil with the settings that it stands for, before all other options."""
+    if arguments[:1] not in (["teach"], ["distil"]):
         return arguments
     rest = [word for given in arguments[1:] for word in given.split("=", given.startswith("--recipe="))]
     if "--recipe" not in rest[:-1]:
         return arguments
     place = rest.index("--recipe")
-    run = published_run(rest.pop(place + 1))
+    name = rest.pop(place + 1)
     del rest[place]
+    if name.lstrip().startswith("{") or Path(name).is_file():  # settings, which the parser reads
+        return arguments
+    if Path(name).suffix in (".yaml", ".yml", ".json"):
+        raise ValueError(f"{name}: there is no such file")
+    run = published_run(name)
+    if run.teacher and arguments[0] == "teach":
+        raise ValueError(
+            f'"{name}" is the recipe of a student: python -m icd distil --recipe {name} makes it'
+        )
     command = "distil" if run.teacher else "teach"
     return [command, "--config", json.dumps(run.settings()), *rest]
+
+
+def _parser() -> Any:
+    parser = capture_parser(auto_cli, COMMANDS, prog="python -m icd", allow_abbrev=False)
+    for commands in parser._actions:
+        if isinstance(commands, argparse._SubParsersAction):
+            for name in ("teach", "distil"):
+                for option in commands.choices[name]._actions:
+                    if "--recipe" in option.option_strings:
+                        option.help = "Name of a published run (python -m icd recipes), or path to a file."
+    return parser
 
 
 def _instantiate(parser: Any, chosen: Any) -> dict[str, Any]:
@@ -78,14 +101,15 @@ def _instantiate(parser: Any, chosen: Any) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 for what went wrong with a reason, 130 for Ctrl-C."""
-    parser = capture_parser(auto_cli, COMMANDS, prog="python -m icd", allow_abbrev=False)
+    name, options = "", dict[str, Any]()
     try:
-        given = _spell_out(sys.argv[1:] if arguments is None else arguments)
-    except ValueError as error:
-        parser.error(str(error))
-    chosen = parser.parse_args(given)
-    name = chosen.subcommand
-    try:
+        parser = _parser()
+        try:
+            given = _spell_out(sys.argv[1:] if arguments is None else arguments)
+        except ValueError as error:
+            parser.error(str(error))
+        chosen = parser.parse_args(given)
+        name = chosen.subcommand
         options = _instantiate(parser, chosen)
         options.pop("config", None)
         settings = {key: asdict(v) if isinstance(v, (DataSet, Recipe)) else v for key, v in options.items()}
@@ -101,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
                 train()
     except KeyboardInterrupt:
         if is_main():
-            print("\nstopped; give the same command again to go on from its checkpoint", file=sys.stderr)
+            print(f"\nstopped{_how_to_go_on(name, options)}", file=sys.stderr)
         return 130
     except PROMISED as error:
         # In one piece, should several processes write at once.
@@ -110,5 +134,15 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _how_to_go_on(name: str, options: dict[str, Any]) -> str:
+    if name not in TRAINING or "folder" not in options:
+        return ""
+    if any(Path(options["folder"]).rglob("checkpoint.pt")):
+        return "; give the same command again to go on from its checkpoint"
+    return " before its first checkpoint; the same command starts again"
+
+
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `icd/__init__.py` left it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

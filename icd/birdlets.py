@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,17 +88,20 @@ def draw(
         return root
     make_folder(root.parent)
     unfinished = root.with_name(f".{root.name}.unfinished")
-    with FileLock(root.with_name(f".{root.name}.lock")):
-        if _is_drawn(root, settings):  # by another process, while this one waited
-            return root
-        shutil.rmtree(unfinished, ignore_errors=True)  # what a killed process left
+    lock = root.with_name(f".{root.name}.lock")
+    with FileLock(lock):
         try:
+            if _is_drawn(root, settings):  # by another process, while this one waited
+                return root
+            shutil.rmtree(unfinished, ignore_errors=True)  # what a killed process left
             _write(unfinished, table, settings, progress)
             if root.is_dir():
                 root.rmdir()  # an empty folder may be in the way; `_is_drawn` refuses any other
             unfinished.rename(root)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+            with suppress(OSError):  # Windows removes no open file
+                lock.unlink()
     return root
 
 

@@ -34,11 +34,13 @@ def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real | Tensor)
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """ " did you mean ...?" where something known is near, else nothing."""
+def nearest(name: str, known: Sequence[str], then: str = "", cutoff: float = 0.3) -> str:
+    """What follows a colon: " did you mean ...?" where something known is near, and the sentence `then`."""
     folded = {word.lower(): word for word in known}
-    near = get_close_matches(name.lower(), folded, n=1, cutoff=0.3)
-    return f' did you mean "{folded[near[0]]}"?' if near else ""
+    near = get_close_matches(name.lower(), folded, n=1, cutoff=cutoff)
+    if not near:
+        return f" {then[0].lower()}{then[1:]}" if then else ""
+    return f' did you mean "{folded[near[0]]}"?' + (f" {then}" if then else "")
 
 
 def check_positive(name: str, value: float) -> None:

@@ -7,32 +7,25 @@ that is refused leaves nothing behind.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
-import torch
 import yaml
-from torch import nn
 
 from icd import birdlets
 from icd import compare as comparison
-from icd.checkpoint import RunError, flat
-from icd.checks import check_seconds
+from icd.checkpoint import RunError
 from icd.datasets import Changes, DataSet
 from icd.evidence import accuracy
-from icd.objective import METHODS, Objective
-from icd.photos import DataError
-from icd.pixels import Pixels
-from icd.processes import is_main
+from icd.objective import METHODS
 from icd.recipes import published_run, published_runs
-from icd.saved import Card, load_model, name_bird, save_model
+from icd.runs import Teacher, check_classes, data_of, load, load_teacher, prepare, read_box
+from icd.saved import load_model, name_bird, save_model
 from icd.spelling import named
-from icd.training import Recipe, fit
-from icd.zoo import NETWORKS, load_published
+from icd.training import Recipe
+from icd.zoo import NETWORKS
 from icd.zoo import network as build
 
 
@@ -57,7 +50,7 @@ def teach(
             Google Drive does in its bin, are spared by 600.
     """
     note = "trained on labels alone"
-    return _train(folder, network, METHODS["alone"], data, recipe, images, None, note, checkpoint_seconds)
+    return prepare(folder, network, METHODS["alone"], data, recipe, images, None, note, checkpoint_seconds)
 
 
 def distil(
@@ -91,8 +84,8 @@ def distil(
             Google Drive does in its bin, are spared by 600.
     """
     objective, note = named(method), f"{method}, taught by {teacher}"
-    master = _load_teacher(teacher, teacher_network, data)
-    return _train(folder, network, objective, data, recipe, images, master, note, checkpoint_seconds)
+    master = load_teacher(teacher, teacher_network, data)
+    return prepare(folder, network, objective, data, recipe, images, master, note, checkpoint_seconds)
 
 
 def compare(
@@ -128,10 +121,10 @@ def compare(
             f"the recipe's seed is {recipe.seed}: a comparison runs the seeds from 0, as many as --seeds says"
         )
     master, card = load_model(teacher)
-    train = _load(data, "fit" if split == "validation" else "train")
+    train = load(data, "fit" if split == "validation" else "train")
     for name in names:
-        _check_classes(Teacher(teacher, master, card), METHODS[name], train.classes)
-    held = _load(data, split)
+        check_classes(Teacher(teacher, master, card), METHODS[name], train.classes)
+    held = load(data, split)
     comparison.finished(folder, network, recipe, held)
     build(network, len(train.classes), data.size)
 
@@ -160,12 +153,12 @@ def evaluate(
     """
     model, card = load_model(run)
     try:
-        own = _data_of(Path(run))
+        own = data_of(Path(run))
     except RunError:
         if data.root is None:
             raise
         own = DataSet(data.root, crop=card.crop, margin=card.margin, size=card.size, resize=card.resize)
-    pixels = _load(data.applied(own), split)
+    pixels = load(data.applied(own), split)
     if pixels.classes != card.classes:
         here, there = (f"{len(names)} ({names[0]}, ...)" for names in (pixels.classes, card.classes))
         raise RunError(f"{run} knows other classes, {there}, than the data set has, {here}: give --data.root")
@@ -185,7 +178,7 @@ def predict(run: str, picture: str, top: int = 5, box: str | None = None) -> Non
             from birds cut out by their boxes.
     """
     model, card = load_model(run)
-    where = None if box is None else _read_box(box)
+    where = None if box is None else read_box(box)
     names = name_bird(model, card, picture, top, where)
     if where is None and card.crop == "box":
         print(
@@ -279,137 +272,3 @@ def networks() -> None:
 COMMANDS = {
     f.__name__: f for f in (teach, distil, compare, evaluate, predict, pack, draw, methods, recipes, networks)
 }
-
-
-class Teacher(NamedTuple):
-    """Whom a student learns from; weights that others share have no card."""
-
-    path: str
-    network: nn.Module
-    card: Card | None
-
-
-def _train(
-    folder: str,
-    name: str,
-    objective: Objective,
-    data: DataSet,
-    recipe: Recipe,
-    images: Literal["fit", "train"],
-    teacher: Teacher | None,
-    note: str,
-    checkpoint_seconds: float,
-) -> Callable[[], None]:
-    check_seconds("checkpoint_seconds", checkpoint_seconds)
-    place = Path(folder)
-    pixels, validation = _load(data, images), _load(data, "validation") if images == "fit" else None
-    if teacher is not None:
-        _check_classes(teacher, objective, pixels.classes)
-    torch.manual_seed(recipe.seed)
-    student = build(name, len(pixels.classes), data.size)
-    card = Card(
-        name,
-        pixels.classes,
-        data.size,
-        data.resize,
-        pixels.mean,
-        pixels.std,
-        note,
-        whole=pixels.whole,
-        crop=data.crop,
-        margin=data.margin,
-    )
-
-    def run() -> None:
-        print(f"{name} for {objective} on {len(pixels)} images of {len(pixels.classes)} classes")
-        began = time.perf_counter()
-        history = fit(
-            student,
-            objective,
-            pixels,
-            recipe,
-            teacher=None if teacher is None else teacher.network,
-            validation=validation,
-            folder=place,
-            checkpoint_seconds=checkpoint_seconds,
-        )
-        if is_main():
-            save_model(place / "model.safetensors", student, card)
-        last = history[-1]
-        seen = (
-            f", {100 * last['validation_accuracy']:.2f} % of the validation images"
-            if validation is not None
-            else ""
-        )
-        print(f"{100 * last['train_accuracy']:.2f} % of the training images{seen}")
-        print(f"saved {place / 'model.safetensors'} after {time.perf_counter() - began:.0f} s")
-
-    return run
-
-
-def _load_teacher(path: str, name: str | None, data: DataSet) -> Teacher:
-    if Path(path).suffix in ("", ".safetensors"):
-        if not Path(path).exists() and Path(path).name in published_runs():
-            recipe = Path(path).name
-            raise RunError(
-                f"there is no teacher in {path} yet: python -m icd distil --recipe {recipe} makes it"
-            )
-        return Teacher(path, *load_model(path))
-    if name is None:
-        raise RunError(f"{path} does not say which network its weights are of: give --teacher_network")
-    classes = len(data.pixels("test").classes)
-    return Teacher(path, load_published(name, path, classes, data.size), None)
-
-
-def _check_classes(teacher: Teacher, objective: Objective, classes: tuple[str, ...]) -> None:
-    """Raise where an objective compares class with class, and they are not the same ones."""
-    known = classes if teacher.card is None else teacher.card.classes
-    if known == classes or not any(term.same_classes for term in objective.terms):
-        return
-    first, (there, here) = next(
-        (number, pair) for number, pair in enumerate(zip_longest(known, classes), 1) if pair[0] != pair[1]
-    )
-    said = ["none" if name is None else f'"{name}"' for name in (there, here)]
-    raise RunError(
-        f"{teacher.path} was taught other classes than the images have: class {first} is {said[0]} there and "
-        f"{said[1]} here. Of all terms, only clustering() accepts that"
-    )
-
-
-def _read_box(text: str) -> tuple[float, ...]:
-    try:
-        values = tuple(map(float, text.split(",")))
-    except ValueError:
-        values = ()
-    if len(values) != 4:
-        raise RunError(f'--box is "{text}": give left,top,width,height in pixels, like 60,27,325,304')
-    return values
-
-
-def _load(data: DataSet, split: Literal["train", "fit", "validation", "test"]) -> Pixels:
-    pixels = data.pixels(split)
-    for what, count in pixels.mended.items():
-        print(f"{split}: {count} images, {what}")
-    return pixels
-
-
-def _data_of(run: Path) -> DataSet:
-    path = (run if run.is_dir() else run.parent) / "config.yaml"
-    settings = read_settings(path, advice="give --data.root")
-    try:
-        return DataSet(**settings["data"])
-    except (LookupError, TypeError, DataError) as error:
-        reason = f" ({error})" if isinstance(error, DataError) else ""
-        raise RunError(f"{path} does not say which images the run used{reason}: give --data.root") from error
-
-
-def read_settings(path: Path, advice: str) -> dict[str, Any]:
-    """What `config.yaml` beside a run holds, or RunError with the advice."""
-    try:
-        settings = yaml.safe_load(path.read_bytes())
-        flat(settings)  # what has no names and values, or holds itself, is no table of settings
-        return settings
-    except OSError as error:
-        raise RunError(f"{path} cannot be read ({error.strerror}): {advice}") from error
-    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
-        raise RunError(f"{path} holds no settings, or it is damaged: {advice}") from error

@@ -108,8 +108,8 @@ def check_methods(methods: Sequence[str], seeds: Sequence[int]) -> None:
     """Raise a RunError for an unknown method, none at all or one named twice, or no seed."""
     for method in methods:
         if method not in METHODS:
-            hint = nearest(method, list(METHODS))
-            raise RunError(f'there is no method "{method}":{hint} There are {", ".join(METHODS)}')
+            hint = nearest(method, list(METHODS), f"There are {', '.join(METHODS)}")
+            raise RunError(f'there is no method "{method}":{hint}')
         if list(methods).count(method) > 1:
             raise RunError(f'the method "{method}" is named twice: once is enough')
     if not methods or not seeds:

@@ -133,7 +133,7 @@ class Changes:
     """Which images, where they are others than a run's: whatever is not given stays as the run had it.
 
     Attributes:
-        root: a name or a folder, as a `DataSet` has it.
+        root: "birdlets", "cub200", "cifar100" or a folder, as a `DataSet` takes it.
         classes: the first so many classes alone.
         crop: "image", or "box": what the bird's box holds.
         margin: how much of the box is added on each side.

@@ -101,9 +101,8 @@ def use_style() -> None:
 def colour(name: str) -> str:
     """The colour of a method, teacher or student. Raises ValueError for a name that has none."""
     if name not in PALETTE:
-        raise ValueError(
-            f'"{name}" has no colour:{nearest(name, list(PALETTE))} There are {", ".join(PALETTE)}'
-        )
+        hint = nearest(name, list(PALETTE), f"There are {', '.join(PALETTE)}")
+        raise ValueError(f'"{name}" has no colour:{hint}')
     return PALETTE[name]
 
 

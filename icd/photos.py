@@ -231,7 +231,8 @@ def check_split(split: str) -> None:
     """Raise unless a data set can have a split of that name."""
     known = ("train", "fit", "validation", "test")
     if split not in known:
-        raise DataError(f'there is no split "{split}":{nearest(split, known)} There are {", ".join(known)}')
+        hint = nearest(split, known, f"There are {', '.join(known)}")
+        raise DataError(f'there is no split "{split}":{hint}')
 
 
 def is_whole(value: object) -> bool:

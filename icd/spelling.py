@@ -22,9 +22,8 @@ def named(text: str) -> Objective:
     if text in METHODS:
         return METHODS[text]
     if "(" not in text:
-        raise ValueError(
-            f'there is no method "{text}":{nearest(text, list(METHODS))} There are {", ".join(METHODS)}'
-        )
+        hint = nearest(text, list(METHODS), f"There are {', '.join(METHODS)}")
+        raise ValueError(f'there is no method "{text}":{hint}')
     return parse(text)
 
 
@@ -73,9 +72,8 @@ def _read(node: ast.expr) -> Any:
         case ast.BinOp(first, ast.Add(), second):
             return _read(first) + _read(second)
     known = [*_TERMS, *_LOSSES]
-    hint = (
-        nearest(node.func.id, known) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
-    )
+    word = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+    hint = f' did you mean "whole_image({word})"?' if word in _LOSSES else nearest(word, known, cutoff=0.6)
     raise ValueError(
         f'"{ast.unparse(node)}" cannot stand in an objective:{hint} its words are {", ".join(known)}'
     )

@@ -574,6 +574,11 @@ OBJECTIVES = [
     ("a term misspelt", lambda at: parse("cross_entropi()"), ValueError,
      '"cross_entropi()" cannot stand in an objective: did you mean "cross_entropy"? its words are '
      "cross_entropy, whole_image, scale_decoupled, clustering, kd_loss, dkd_loss, nkd_loss"),
+    ("another function", lambda at: parse("import_os()"), ValueError,
+     '"import_os()" cannot stand in an objective: its words are cross_entropy, whole_image, scale_decoupled, '
+     "clustering, kd_loss, dkd_loss, nkd_loss"),
+    ("a method that is like none", lambda at: named("XX"), ValueError,
+     f'there is no method "XX": there are {ALL_METHODS}'),
     ("a term without its teacher",
      lambda at: Objective((clustering(),))(Scores(*TWO, nn.Identity()), None, labels(0, 1)), ValueError,
      "the term clustering compares with a teacher, and there is none"),
@@ -760,7 +765,7 @@ EVIDENCE = [
      f'"icd-kd" has no colour: did you mean "iCD-KD"? There are {", ".join(figures.PALETTE)}'),
     ("runs of a method without a colour",
      lambda at: plots.seeds_and_means({"zzz": [1.0]}, "points"), ValueError,
-     f'"zzz" has no colour: There are {", ".join(figures.PALETTE)}'),
+     f'"zzz" has no colour: there are {", ".join(figures.PALETTE)}'),
     ("a term that nobody logged",
      lambda at: plots.term_curves([{"epoch": 1, "kd": 2.0}], ["sd_kd"]), ValueError,
      'the log of epoch 1 has no term "sd_kd"'),
@@ -878,8 +883,8 @@ WRONG = [  # a name, a command, what happens before, and the line that follows "
      "there is no teacher in runs/cub200-resnet32x4 yet: python -m icd distil --recipe cub200-resnet32x4 "
      "makes it"),
     ("an expression that is no objective", "distil {run} {tmp}/a --method kd_loss(4)", None,
-     '"kd_loss(4)" cannot stand in an objective: did you mean "kd_loss"? its words are cross_entropy, '
-     "whole_image, scale_decoupled, clustering, kd_loss, dkd_loss, nkd_loss"),
+     '"kd_loss(4)" cannot stand in an objective: did you mean "whole_image(kd_loss)"? its words are '
+     "cross_entropy, whole_image, scale_decoupled, clustering, kd_loss, dkd_loss, nkd_loss"),
     ("a recipe to show that is not there", "recipes --name cub2000", None,
      'there is no recipe "cub2000": did you mean "cub200-vgg8"? `python -m icd recipes` lists all 180'),
     ("a config that is no settings", 'teach {tmp}/a --config {"recipe":3}', None,
@@ -907,7 +912,7 @@ WRONG = [  # a name, a command, what happens before, and the line that follows "
     ("an unknown method", "distil {run} {tmp}/a {short} --method icd-kd", None,
      f'there is no method "icd-kd": did you mean "iCD-KD"? There are {ALL_METHODS}'),
     ("no methods", "compare {run} {tmp}/a {short} --methods=", None,
-     f'there is no method "": There are {ALL_METHODS}'),
+     f'there is no method "": there are {ALL_METHODS}'),
     ("an unknown method among others", "compare {run} {tmp}/a {short} --methods alone,kd", None,
      f'there is no method "kd": did you mean "KD"? There are {ALL_METHODS}'),
     ("a method twice", "compare {run} {tmp}/a {short} --methods KD,KD", None,
@@ -1025,6 +1030,17 @@ MISUSED = [  # a name, a command, and what the last lines hold: the option, and 
     ("an option cut short", "teach {tmp}/a --recipe.epoch 2", ["--recipe.epoch"]),
     ("an option without a value", "distil {run} {tmp}/a --method", ["--method"]),
     ("an unknown recipe", "distil --recipe cub200-vgg", ['no recipe "cub200-vgg"', '"cub200-vgg8"']),
+    (
+        "a student's recipe to teach",
+        "teach --recipe cub200-vgg13-vgg8-kd",
+        ["python -m icd distil --recipe cub200-vgg13-vgg8-kd makes it"],
+    ),
+    ("an unknown recipe to teach", "teach --recipe cub200-vgg", ['no recipe "cub200-vgg"', '"cub200-vgg8"']),
+    (
+        "a recipe's file that is not there",
+        "distil {run} {tmp}/a --recipe rec.yaml",
+        ["rec.yaml: there is no such file"],
+    ),
     ("a word for a number", "teach {tmp}/a --recipe.epochs two", ["recipe.epochs", "two"]),
     ("half an epoch", "teach {tmp}/a --recipe.epochs 2.5", ["recipe.epochs", "2.5"]),
     ("an infinite rate", "teach {tmp}/a --recipe.learning_rate inf", ["recipe.learning_rate", "inf"]),

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -13,7 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
-from icd.__main__ import COMMANDS, main
+from icd.__main__ import COMMANDS, _spell_out, main
 from icd.birds import CUB200
 from icd.datasets import Changes, DataSet
 from icd.files import data_path
@@ -159,6 +160,63 @@ def test_how_a_run_began_stays_in_its_settings(runs, tmp_path, capsys):
     assert f"another precision: there {there}, here {other}" in capsys.readouterr().err
     assert main([*again, "auto"]) == 0
     assert yaml.safe_load((run / "config.yaml").read_text())["recipe"] == began["recipe"]
+
+
+@pytest.mark.parametrize("command", ["teach", "distil"])
+def test_a_recipe_is_a_file_or_the_name_of_a_published_run(command, runs, birds, tmp_path, capsys):
+    (tmp_path / "rec.yaml").write_text("epochs: 1\nbatch_size: 8\nlearning_rate: 0.03\n")
+    words = [command, *([str(runs / "teacher")] if command == "distil" else []), str(tmp_path / "a")]
+    words += ["--network", "resnet10-8", "--data.root", str(birds), "--recipe", str(tmp_path / "rec.yaml")]
+    assert main(words) == 0
+    kept = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
+    assert (kept["recipe"]["epochs"], kept["recipe"]["learning_rate"]) == (1, 0.03)
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert "Name of a published run" in " ".join(capsys.readouterr().out.split())
+    vgg = _spell_out([command, "--recipe", "cub200-vgg13", "runs/x"])
+    assert vgg[0] == "teach"
+    assert json.loads(vgg[2])["network"] == "vgg13"
+    assert vgg[3:] == ["runs/x"]
+
+
+def test_ctrl_c_is_answered_plainly(birds, tmp_path, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    teach = ["teach", str(tmp_path / "run"), "--network", "resnet10-8", "--data.root", str(birds), *SHORT]
+    for place, words, said in (
+        ("icd.birdlets._write", ["draw", str(tmp_path / "drawn")], "stopped"),
+        (
+            "icd.runs.DataSet.pixels",
+            teach,
+            "stopped before its first checkpoint; the same command starts again",
+        ),
+        (
+            "icd.runs.save_model",
+            teach,
+            "stopped; give the same command again to go on from its checkpoint",
+        ),
+        ("icd.__main__.capture_parser", ["methods"], "stopped"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, interrupt)
+            assert main(words) == 130
+        assert capsys.readouterr().err.splitlines()[-1] == said
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends Ctrl-C to all processes of a console")
+def test_ctrl_c_while_libraries_are_imported_says_nothing():
+    command = [sys.executable, "-X", "importtime", "-m", "icd", "methods"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "numpy" in line:  # torch and much else is still to come
+                process.send_signal(signal.SIGINT)
+                break
+        said, rest = process.communicate()
+    assert process.returncode == -signal.SIGINT
+    assert "Traceback" not in rest
+    assert said == ""
 
 
 def test_evaluate_uses_the_runs_own_images_and_predict_names_any_picture(runs, birds, tmp_path, capsys):

@@ -35,11 +35,11 @@ from test_training import QUICK, small, stripes
 
 from icd.birds import CUB200, read_tables
 from icd.checkpoint import Checkpoint, RunError
-from icd.commands import _data_of, read_settings
 from icd.compare import Result, read_results, write_results
 from icd.fetch import unpack
 from icd.objective import METHODS
 from icd.photos import DataError
+from icd.runs import data_of, read_settings
 from icd.saved import Card, ModelError, load_model, picture, save_model
 from icd.spelling import named
 from icd.training import Learner, make_accelerator
@@ -196,7 +196,7 @@ def test_settings_of_a_run(folder, data):
     with clean(RunError, path):
         read_settings(path, "mend it")
     with clean(RunError, path):
-        assert _data_of(folder).size >= 1
+        assert data_of(folder).size >= 1
 
 
 WORDS = [

@@ -55,8 +55,8 @@ def network(name: str, classes: int, image_size: int = 32) -> Network:
     """
     spelling = {known.lower(): known for known in NETWORKS}
     if name.lower() not in spelling:
-        hint = nearest(name, list(NETWORKS))
-        raise ValueError(f'there is no network "{name}":{hint} There are {", ".join(NETWORKS)}')
+        hint = nearest(name, list(NETWORKS), f"There are {', '.join(NETWORKS)}")
+        raise ValueError(f'there is no network "{name}":{hint}')
     if classes < 1:
         raise ValueError(f"a network for {classes} classes: give 1 or more")
     if image_size < 1:
