@@ -16,15 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from icd.decode import UPRIGHT, orientation
 from icd.files import write_atomically
 from icd.photos import (
-    _UPRIGHT,
     MOST_PIXELS,
     Crop,
     DataError,
     Photos,
     Resize,
-    _orientation,
     quiet_pillow,
 )
 from icd.pixels import MEAN, STD, Channels, normalise, stored_size
@@ -161,7 +160,7 @@ def picture(path: str | Path, card: Card, box: Sequence[float] | None = None) ->
             lying, turned = _in_file(path, box)
             square, _ = replace(photo, crop="box", boxes=np.array([lying], dtype=np.float64)).read(0)
             if turned:
-                square = np.array(Image.fromarray(square).transpose(_UPRIGHT[turned]))
+                square = np.array(Image.fromarray(square).transpose(UPRIGHT[turned]))
     edge = (whole - card.size) // 2
     middle = square[edge : edge + card.size, edge : edge + card.size]
     return normalise(torch.from_numpy(middle).permute(2, 0, 1)[None], mean=card.mean, std=card.std)
@@ -172,7 +171,7 @@ def _in_file(path: Path, box: Sequence[float]) -> tuple[tuple[float, ...], int]:
     if len(box) != 4 or not all(math.isfinite(value) for value in box) or min(box[2:]) <= 0:
         raise DataError(f"the box is {tuple(box)}: give left, top, width and height in pixels")
     with Image.open(path) as image:
-        turned, (width, height) = _orientation(image), image.size
+        turned, (width, height) = orientation(image), image.size
     if turned >= 5:  # 5 to 8 swap the sides
         width, height = height, width
     x, y, w, h = box
