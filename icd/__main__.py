@@ -28,16 +28,17 @@ from icd.training import Recipe
 
 PROMISED = (DataError, ModelError, RunError, NonFiniteLoss, ValueError, OSError)
 TRAINING = ("teach", "distil", "compare")
+OFTEN = ("checkpoint_seconds", "checkpoint_epochs")
 
 
-def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise where the folder holds a run with other settings."""
+def _reconcile(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise where the folder holds a run with other settings; how steps are computed stays as it began."""
     path = folder / "config.yaml"
     one, several = (folder / "checkpoint.pt").exists(), (folder / "results.csv").exists()
     if path.exists() and (one or several):
         there, here = flat(read_settings(path, advice="mend it, or delete it")), flat(settings)
         # A folder may be named otherwise or moved, and a comparison grow, in a precision of its next device.
-        kept = {*there, *here} - {"folder", "methods", "seeds", "checkpoint_seconds", "recipe.precision"}
+        kept = {*there, *here} - {"folder", "methods", "seeds", "recipe.precision", *OFTEN}
         # Whether a run goes on where steps are computed otherwise, its checkpoint knows; these stay as begun.
         how = {f"recipe.{name}": name for name in HOW if one}
         other = [name for name in sorted(kept - how.keys()) if there.get(name) != here.get(name)]
@@ -115,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings = {key: asdict(v) if isinstance(v, (DataSet, Recipe)) else v for key, v in options.items()}
         if name in TRAINING:
             settings = json.loads(json.dumps(settings))
-            _check_settings(Path(options["folder"]), settings)
+            _reconcile(Path(options["folder"]), settings)
         # Of several processes one speaks; what goes wrong, each says for itself.
         with nullcontext() if is_main() else redirect_stdout(io.StringIO()):
             train = COMMANDS[name](**options)

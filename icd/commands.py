@@ -36,6 +36,7 @@ def teach(
     recipe: Recipe = Recipe(),
     images: Literal["fit", "train"] = "fit",
     checkpoint_seconds: float = 60.0,
+    checkpoint_epochs: int = 1,
 ) -> Callable[[], None]:
     """Train a network on labels alone: a teacher, or a student without one.
 
@@ -46,11 +47,13 @@ def teach(
         data: which images.
         recipe: how it is trained.
         images: "fit" keeps the validation images out; "train" learns from all training images.
-        checkpoint_seconds: what a killed run may lose, at most. Folders that keep what was replaced, as
-            Google Drive does in its bin, are spared by 600.
+        checkpoint_seconds: what a killed run may lose, at most.
+        checkpoint_epochs: a checkpoint is written at the end of so many epochs as well. Folders that keep
+            what was replaced, as Google Drive does in its bin, are spared by 240, and 600 seconds.
     """
     note = "trained on labels alone"
-    return prepare(folder, network, METHODS["alone"], data, recipe, images, None, note, checkpoint_seconds)
+    often = checkpoint_seconds, checkpoint_epochs
+    return prepare(folder, network, METHODS["alone"], data, recipe, images, None, note, often)
 
 
 def distil(
@@ -63,6 +66,7 @@ def distil(
     images: Literal["fit", "train"] = "fit",
     teacher_network: str | None = None,
     checkpoint_seconds: float = 60.0,
+    checkpoint_epochs: int = 1,
 ) -> Callable[[], None]:
     """Train a student from a teacher.
 
@@ -80,12 +84,14 @@ def distil(
         recipe: how it is trained.
         images: "fit" keeps the validation images out; "train" learns from all training images.
         teacher_network: whose weights others share: a name that `python -m icd networks` lists.
-        checkpoint_seconds: what a killed run may lose, at most. Folders that keep what was replaced, as
-            Google Drive does in its bin, are spared by 600.
+        checkpoint_seconds: what a killed run may lose, at most.
+        checkpoint_epochs: a checkpoint is written at the end of so many epochs as well. Folders that keep
+            what was replaced, as Google Drive does in its bin, are spared by 240, and 600 seconds.
     """
     objective, note = named(method), f"{method}, taught by {teacher}"
     master = load_teacher(teacher, teacher_network, data)
-    return prepare(folder, network, objective, data, recipe, images, master, note, checkpoint_seconds)
+    often = checkpoint_seconds, checkpoint_epochs
+    return prepare(folder, network, objective, data, recipe, images, master, note, often)
 
 
 def compare(

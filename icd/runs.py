@@ -13,7 +13,7 @@ import yaml
 from torch import nn
 
 from icd.checkpoint import RunError, flat
-from icd.checks import check_seconds
+from icd.checks import check_positive, check_seconds
 from icd.datasets import DataSet
 from icd.objective import Objective
 from icd.photos import DataError
@@ -42,10 +42,15 @@ def prepare(
     images: Literal["fit", "train"],
     teacher: Teacher | None,
     note: str,
-    checkpoint_seconds: float,
+    often: tuple[float, int],
 ) -> Callable[[], None]:
-    """Check what a student is to be trained with; returns what trains and saves it."""
-    check_seconds("checkpoint_seconds", checkpoint_seconds)
+    """Check what a student is to be trained with; returns what trains and saves it.
+
+    `often`: after how many seconds, and how many epochs, a checkpoint is written.
+    """
+    seconds, epochs = often
+    check_seconds("checkpoint_seconds", seconds)
+    check_positive("checkpoint_epochs", epochs)
     place = Path(folder)
     pixels, validation = load(data, images), load(data, "validation") if images == "fit" else None
     if teacher is not None:
@@ -76,7 +81,8 @@ def prepare(
             teacher=None if teacher is None else teacher.network,
             validation=validation,
             folder=place,
-            checkpoint_seconds=checkpoint_seconds,
+            checkpoint_seconds=seconds,
+            checkpoint_epochs=epochs,
         )
         if is_main():
             save_model(place / "model.safetensors", student, card)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from icd.budget import memory_needed, memory_to_spare, peak_megabytes, say_memory, time_left
 from icd.checkpoint import Checkpoint, NonFiniteLoss, RunError, check_run, precision_of, stop_politely
-from icd.checks import Precision, check_recipe, check_seconds
+from icd.checks import Precision, check_positive, check_recipe, check_seconds
 from icd.evidence import accuracy
 from icd.objective import Objective, Term
 from icd.pixels import Pixels
@@ -245,6 +245,7 @@ def fit_together(
     """
     check_run(learners, data, validation, teacher)
     check_seconds("checkpoint_seconds", checkpoint_seconds)
+    check_positive("checkpoint_epochs", checkpoint_epochs)
     precision = precision_of(recipe, folder)
     accelerator = make_accelerator(precision, patience_seconds)
     device, steps, size = accelerator.device, data.steps(recipe.batch_size), recipe.batch_size
