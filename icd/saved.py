@@ -18,14 +18,7 @@ from torch import Tensor, nn
 
 from icd.decode import UPRIGHT, orientation
 from icd.files import write_atomically
-from icd.photos import (
-    MOST_PIXELS,
-    Crop,
-    DataError,
-    Photos,
-    Resize,
-    quiet_pillow,
-)
+from icd.photos import MOST_PIXELS, Crop, DataError, Photos, Resize, quiet_pillow
 from icd.pixels import MEAN, STD, Channels, normalise, stored_size
 from icd.zoo import ModelError, network
 from icd.zoo.published import fill
@@ -177,7 +170,9 @@ def _in_file(path: Path, box: Sequence[float]) -> tuple[tuple[float, ...], int]:
     x, y, w, h = box
     if not (0 <= x + w / 2 <= width and 0 <= y + h / 2 <= height):
         said = f"({x:g}, {y:g}, {w:g}, {h:g})"
-        raise DataError(f"{path}: the box {said} lies outside its image, {width} x {height} pixels")
+        raise DataError(
+            f"{path}: the middle of the box {said} is not in its image, {width} x {height} pixels"
+        )
     x = width - x - w if turned in (2, 3, 6, 7) else x
     y = height - y - h if turned in (3, 4, 7, 8) else y
     return ((y, x, h, w) if turned >= 5 else (x, y, w, h)), turned

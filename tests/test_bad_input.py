@@ -957,7 +957,7 @@ WRONG = [  # a name, a command, what happens before, and the line that follows "
     ("a box in words", "predict {run} {tmp}/a.png --box left,top", lambda at: at.image(),
      '--box is "left,top": give left,top,width,height in pixels, like 60,27,325,304'),
     ("a box elsewhere", "predict {run} {tmp}/a.png --box 40,1,9,9", lambda at: at.image(),
-     "{tmp}/a.png: the box (40, 1, 9, 9) lies outside its image, 30 x 20 pixels"),
+     "{tmp}/a.png: the middle of the box (40, 1, 9, 9) is not in its image, 30 x 20 pixels"),
     ("a box of no number", "predict {run} {tmp}/a.png --box 1,1,nan,9", lambda at: at.image(),
      "the box is (1.0, 1.0, nan, 9.0): give left, top, width and height in pixels"),
     ("a name with another ending", "pack {run} {tmp}/a.pt", None,
