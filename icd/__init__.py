@@ -1,12 +1,5 @@
 """Knowledge distillation by logits, regions and Gram matrices: the code under the book."""
 
-import signal
-import sys
-
-if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # While `python -m icd` imports, for seconds, Ctrl-C ends it without a traceback; then `__main__` answers.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
 from icd import birdlets, birds
 from icd.losses import dkd_loss, gram, icd_loss, kd_loss, nkd_loss, scale_decoupled_loss
 from icd.scores import Scores, local_logits, score

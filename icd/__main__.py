@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import signal
 import sys
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
@@ -144,6 +143,4 @@ def _how_to_go_on(name: str, options: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `icd/__init__.py` left it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

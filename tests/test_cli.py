@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -203,20 +202,6 @@ def test_ctrl_c_is_answered_plainly(birds, tmp_path, monkeypatch, capsys):
             assert main(words) == 130
         assert capsys.readouterr().err.splitlines()[-1] == said
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends Ctrl-C to all processes of a console")
-def test_ctrl_c_while_libraries_are_imported_says_nothing():
-    command = [sys.executable, "-X", "importtime", "-m", "icd", "methods"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stderr:
-            if "numpy" in line:  # torch and much else is still to come
-                process.send_signal(signal.SIGINT)
-                break
-        said, rest = process.communicate()
-    assert process.returncode == -signal.SIGINT
-    assert "Traceback" not in rest
-    assert said == ""
 
 
 def test_evaluate_uses_the_runs_own_images_and_predict_names_any_picture(runs, birds, tmp_path, capsys):
