@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import http.server
 import importlib.util
 import json
@@ -237,6 +238,17 @@ def test_first_frame_stands_without_scripts(browser, site: str, page: str) -> No
             assert len(shown) == 1
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_statistics_name_every_chapter_and_its_seconds(site: str) -> None:
+    text = (SITE / "statistics.html").read_text(encoding="utf8")
+    rows = re.findall(r'<td><p>(.+?)</p></td>\s*<td class="text-end"><p>(?:<strong>)?([\d.]+)', text)
+    *chapters, total, mean = [(html.unescape(name), float(seconds)) for name, seconds in rows]
+    titles = re.findall(r'href="(\w[\w-]+)\.html">(\d+\. [^<]+)</a>', " ".join(name for name, _ in chapters))
+    assert [page for page, _ in titles] == [page for page in pages_in_toc() if page[0].isdigit()]
+    assert all(seconds > 0 for _, seconds in chapters)
+    assert total[1] == pytest.approx(sum(seconds for _, seconds in chapters), abs=0.1 * len(chapters))
+    assert mean[1] == pytest.approx(total[1] / len(chapters), abs=0.1)
 
 
 def test_search_finds_gram(browser, site: str) -> None:
