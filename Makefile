@@ -27,11 +27,13 @@ lint: $(READY)
 unit: $(READY) ## the tests of the package and the repository
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not page"
 
-# Each chapter runs once, on a copy, from a fresh kernel. Its outputs go into the cache that `book` and `pages` read.
+# Each chapter runs once, on a copy, from a fresh kernel. Its outputs go into the cache that `book` and `pages` read;
+# they read all pages anew then, as a chapter that nobody changed would keep the outputs and the time of another run.
 chapters: $(READY) _build/inputs ## run every chapter
 	rm -rf build/chapters && mkdir -p build/chapters && cp $(CHAPTERS) build/chapters
 	$(BIN)/pytest --nbmake --overwrite --nbmake-timeout=1200 build/chapters
 	$(BIN)/python .ci/keep_outputs.py _build/.jupyter_cache build/chapters/*.ipynb
+	rm -rf _build/.doctrees
 
 pages: $(READY) _build/inputs ## look at the built book in a headless browser
 	$(BUILD_BOOK)

@@ -164,8 +164,9 @@ def flipbook(
         alt: what is seen; one text for all frames (the label is added), or one for each frame.
         name: what the slider changes, "Temperature" say.
         start: the frame that is shown at first.
-        dpi: of figures; twice the 96 of a page's pixels, for screens of high density.
-        max_bytes: of the whole slider. Frames are stored without loss where that fits, else with little loss.
+        dpi: of figures, at most; twice the 96 of a page's pixels, for screens of high density.
+        max_bytes: of the whole slider. Frames are stored without loss where that fits, else with little loss,
+            and figures are drawn at fewer dots where that does not fit either.
 
     Raises:
         ValueError: no frames, labels or texts that are not one for each frame, a frame that is no picture,
@@ -178,12 +179,12 @@ def flipbook(
         raise ValueError("alt must say what is seen")
     if not 0 <= start < len(frames):
         raise ValueError(f"start is {start}: {len(frames)} frames are counted from 0 to {len(frames) - 1}")
-    pictures = [_frame(frame, dpi) for frame in frames]
-    width = round(pictures[0].width * 96 / dpi) if isinstance(frames[0], Figure) else pictures[0].width
+    first = frames[0]
+    width = round(first.get_figwidth() * 96) if isinstance(first, Figure) else _frame(first, dpi).width
     images = "".join(
         f'<img src="data:image/webp;base64,{b64encode(data).decode()}" alt="{html.escape(text)}"'
         f' width="{width}"{"" if index == start else " hidden"}>'
-        for index, (data, text) in enumerate(zip(_fit(pictures, max_bytes), texts, strict=True))
+        for index, (data, text) in enumerate(zip(_fit(frames, dpi, max_bytes), texts, strict=True))
     )
     said = html.escape("|".join(label.replace("|", "/") for label in labels))
     return HTML(
@@ -242,6 +243,8 @@ def _frame(frame: Any, dpi: int) -> Image.Image:
         # No tight box: every frame must have the same size, or the picture jumps under the slider.
         with mpl.rc_context({"savefig.bbox": None}):
             frame.savefig(buffer, format="png", dpi=dpi)
+        # Laid out once: a second layout of the same figure differs by some pixels.
+        frame.set_layout_engine("none")
         plt.close(frame)
         return Image.open(buffer).convert("RGB")
     if isinstance(frame, bytes):
@@ -252,16 +255,29 @@ def _frame(frame: Any, dpi: int) -> Image.Image:
     return Image.fromarray(array).convert("RGB")
 
 
-def _fit(pictures: list[Image.Image], max_bytes: int) -> list[bytes]:
-    """The pictures as WebP that fit together: without loss, or at the best quality that does."""
-    room = max_bytes * 3 // 4 - 1_000 * len(pictures)  # base64 makes four bytes of three; texts take some too
-    choices: list[dict[str, Any]] = [{"lossless": True}, *({"quality": q} for q in (90, 80, 70, 60, 50))]
-    for options in choices:
-        encoded = []
-        for picture in pictures:
-            buffer = BytesIO()
-            picture.save(buffer, format="webp", method=4, **options)
-            encoded.append(buffer.getvalue())
-        if sum(map(len, encoded)) <= room:
-            return encoded
-    raise ValueError(f"{len(pictures)} frames do not fit {max_bytes:,} bytes: draw fewer or smaller ones")
+def _fit(frames: Sequence[Any], dpi: int, max_bytes: int) -> list[bytes]:
+    """The frames as WebP that fit together: with as many dots, then as little loss, as the room allows."""
+    room = max_bytes * 3 // 4 - 1_000 * len(frames)  # base64 makes four bytes of three; texts take some too
+    drawn = all(isinstance(frame, Figure) for frame in frames)
+    steps = [*range(dpi, 95, -16)] if drawn and dpi > 96 else [dpi]
+    for step in steps:
+        pictures = [_frame(frame, step) for frame in frames]
+        for quality in (None, 85, 70) if step > steps[-1] else (None, 85, 70, 60, 50):
+            if encoded := _webp(pictures, quality, room):
+                return encoded
+    raise ValueError(f"{len(frames)} frames do not fit {max_bytes:,} bytes: draw fewer or smaller ones")
+
+
+def _webp(pictures: Sequence[Image.Image], quality: int | None, room: int) -> list[bytes]:
+    """Each picture as WebP of a quality, or without loss; none where they do not fit together."""
+    # Without loss method 6 is the smallest and, on pictures with few colours, the quickest by far.
+    options: dict[str, Any] = {"lossless": True, "method": 6} if quality is None else {"quality": quality}
+    encoded: list[bytes] = []
+    for picture in pictures:
+        buffer = BytesIO()
+        picture.save(buffer, format="webp", **options)
+        encoded.append(buffer.getvalue())
+        expected = sum(map(len, encoded)) / len(encoded) * len(pictures)
+        if expected > (1.5 if len(encoded) < len(pictures) else 1) * room:
+            return []
+    return encoded

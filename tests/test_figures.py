@@ -160,6 +160,35 @@ def test_flipbook_gives_up_quality_before_it_gives_up() -> None:
         figures.flipbook(noise, list("abcd"), alt="noise", max_bytes=20_000)
 
 
+def photo(seed: int):
+    figure, axis = plt.subplots(figsize=(3, 2))
+    axis.imshow(np.random.default_rng(seed).random((160, 160, 3)))
+    axis.set_title(f"noise {seed}")
+    return figure
+
+
+def test_flipbook_of_figures_gives_up_dots_before_it_gives_up() -> None:
+    figures.use_style()
+    sizes = {}
+    for room in (900_000, 150_000):
+        html = figures.flipbook([photo(i) for i in range(4)], list("abcd"), alt="noise", max_bytes=room).data
+        assert len(html) <= room
+        assert html.count('width="288"') == 4
+        (sizes[room],) = {picture.size for picture in pictures(html)}
+    assert sizes[900_000] == (576, 384)
+    assert sizes[150_000] < sizes[900_000]
+
+
+def test_a_frame_drawn_again_has_nothing_moved() -> None:
+    """Or the picture would jump under the slider where some frames were drawn once more than others."""
+    figures.use_style()
+    once, again = photo(0), photo(0)
+    figures._frame(once, 192)
+    figures._frame(again, 192)
+    figures._frame(again, 160)
+    assert np.array_equal(figures._frame(once, 128), figures._frame(again, 128))
+
+
 @pytest.mark.parametrize(
     ("labels", "alt"), [(["one"], "two frames"), (["a", "b"], " "), (["a", "b"], ["only one"]), ([], "none")]
 )

@@ -91,6 +91,14 @@ def test_no_outputs(chapter) -> None:
     assert chapter.metadata.kernelspec.name == "python3"
 
 
+def test_cited_works_are_in_the_references(chapter) -> None:
+    references = (ROOT / "book" / "references.bib").read_text(encoding="utf8")
+    text = "\n".join(cell.source for cell in chapter.cells if cell.cell_type == "markdown")
+    works = re.findall(r"\((https?://(?:arxiv\.org|doi\.org|jmlr\.org)/[^)\s]+)\)", text)
+    missing = [work for work in works if work.removeprefix("https://doi.org/") not in references]
+    assert not missing, missing
+
+
 def test_first_code_cell_installs_on_colab_only(chapter) -> None:
     first = next(cell for cell in chapter.cells if cell.cell_type == "code")
     assert FIRST_CELL is not None

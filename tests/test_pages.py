@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import http.server
 import importlib.util
 import json
@@ -85,12 +86,17 @@ def browser(site: str, tmp_path_factory: pytest.TempPathFactory):
     driver.quit()
 
 
-def show(browser, address: str, width: int = 1440) -> None:
-    """Load a page at a width, and wait until its formulas are set."""
+def widen(browser, width: int) -> None:
+    """Give the window a width."""
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
     )
+
+
+def show(browser, address: str, width: int = 1440) -> None:
+    """Load a page at a width, and wait until its formulas are set."""
+    widen(browser, width)
     browser.get(address)
     browser.execute_async_script(
         "const done = arguments[0];"
@@ -142,6 +148,39 @@ def test_no_sideways_scroll(browser, site: str, page: str, width: int) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_what_scrolls_sideways_can_be_seen_and_reached(browser, site: str, page: str) -> None:
+    show(browser, f"{site}/{page}", 360)
+    # What goes on to the side without a mark, a focus and a name; prose that does; pictures wider than 27rem.
+    amiss = """
+        const done = arguments[0];
+        document.querySelectorAll("article details").forEach(folded => { folded.open = true; });
+        setTimeout(() => {
+            const wide = [...document.querySelectorAll("article *")].filter(e =>
+                e.scrollWidth > e.clientWidth + 1 && e.checkVisibility()
+                && /auto|scroll/.test(getComputedStyle(e).overflowX));
+            const names = ["tabindex", "role", "aria-label"];
+            const mute = wide.filter(e => !e.matches(".more-right")
+                || e.tagName !== "MJX-CONTAINER" && !names.every(name => e.hasAttribute(name)));
+            const large = [...document.querySelectorAll(".cell_output img")].filter(i => i.clientWidth > 432);
+            const prose = wide.filter(e => e.closest(".stream.prose"));
+            done([...mute, ...prose, ...large].map(e => e.outerHTML.slice(0, 200)));
+        }, 500)
+    """
+    assert not browser.execute_async_script(amiss)
+    frame = browser.execute_script(
+        "return [...document.querySelectorAll('.figure-frame.more-right')].find(e => !e.closest('details'))"
+    )
+    if frame is not None:
+        browser.execute_script("arguments[0].scrollTo(1000, 0)", frame)
+        browser.execute_async_script("setTimeout(arguments[0], 200)")
+        assert {"more-left", "more-right"} & set(frame.get_attribute("class").split()) == {"more-left"}
+        widen(browser, 1440)
+        browser.execute_async_script("setTimeout(arguments[0], 500)")
+        assert frame.get_attribute("class").split() == ["figure-frame", "docutils", "container"]
+        assert frame.get_attribute("role") is None
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_images_say_what_is_seen(browser, site: str, page: str) -> None:
     show(browser, f"{site}/{page}")
     silent = browser.execute_script(
@@ -172,14 +211,19 @@ def test_axe_finds_nothing(browser, axe: str, site: str, page: str, mode: str) -
     assert browser.execute_script("return document.documentElement.dataset.theme") == mode
     browser.execute_script(axe)
     browser.set_script_timeout(120)  # the API page is long
-    # The theme's logo stands in a landmark of its own making, which axe does not take for one.
-    found = browser.execute_async_script(
-        "const done = arguments[0];"
-        "axe.run({exclude: ['.navbar-brand']}, {resultTypes: ['violations']}).then("
-        "  said => done(said.violations.flatMap(rule => rule.nodes.map("
-        "    node => `${rule.id} (${rule.impact}): ${node.target} ${node.html.slice(0, 200)}`))),"
-        "  error => done([String(error)]))"
-    )
+    found = []
+    for width in (1440, 360) if mode == "light" else (1440,):
+        widen(browser, width)
+        # Colours are the same at every width, and take the longest. The theme's logo stands in a landmark of
+        # its own making, which axe does not take for one.
+        found += browser.execute_async_script(
+            "const done = arguments[0];"
+            "setTimeout(() => axe.run({exclude: ['.navbar-brand']}, {"
+            "  resultTypes: ['violations'], rules: {'color-contrast': {enabled: innerWidth > 360}}}).then("
+            "  said => done(said.violations.flatMap(rule => rule.nodes.map("
+            "    node => `${rule.id} (${rule.impact}): ${node.target} ${node.html.slice(0, 200)}`))),"
+            "  error => done([String(error)])), 500)"
+        )
     browser.execute_script("localStorage.clear()")
     # docutils gives a bibliography roles that axe does not take for those of a list and its items.
     theirs = ('role="doc-biblioentry"', 'class="citation-list"')
@@ -237,6 +281,17 @@ def test_first_frame_stands_without_scripts(browser, site: str, page: str) -> No
             assert len(shown) == 1
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_statistics_name_every_chapter_and_its_seconds(site: str) -> None:
+    text = (SITE / "statistics.html").read_text(encoding="utf8")
+    rows = re.findall(r'<td><p>(.+?)</p></td>\s*<td class="text-end"><p>(?:<strong>)?([\d.]+)', text)
+    *chapters, total, mean = [(html.unescape(name), float(seconds)) for name, seconds in rows]
+    titles = re.findall(r'href="(\w[\w-]+)\.html">(\d+\. [^<]+)</a>', " ".join(name for name, _ in chapters))
+    assert [page for page, _ in titles] == [page for page in pages_in_toc() if page[0].isdigit()]
+    assert all(seconds > 0 for _, seconds in chapters)
+    assert total[1] == pytest.approx(sum(seconds for _, seconds in chapters), abs=0.1 * len(chapters))
+    assert mean[1] == pytest.approx(total[1] / len(chapters), abs=0.1)
 
 
 def test_search_finds_gram(browser, site: str) -> None:

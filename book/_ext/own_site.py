@@ -1,12 +1,17 @@
-"""Links to the published book, made relative in the built one.
+"""What the built book changes: links to the published book, and cells' outputs.
 
 A notebook links to the book's pages by their published address, since that works in
 Colab and in JupyterLab too. Within the built book such a link must lead to the page
 beside it: offline, on a copy, before anything is published.
+
+A cell prints sentences or columns. Sentences may break where the page ends, columns
+may not: they are told apart here, and `book.css` breaks what is prose. A cell's
+figure gets a frame, which scrolls on a telephone while the words around it stay.
 """
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urlsplit
 
 from docutils import nodes
@@ -44,6 +49,27 @@ def make_relative(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         link["internal"] = True
 
 
+def mark_prose(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Mark what a cell printed as prose, unless spaces align columns in it."""
+    for printed in doctree.findall(nodes.literal_block):
+        if "stream" in printed["classes"] and not re.search(
+            r"\S {2,}\S", printed.astext()
+        ):
+            printed["classes"].append("prose")
+
+
+def frame_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Put a frame around every picture that a cell shows."""
+    for output in doctree.findall(nodes.container):
+        if "cell_output" in output["classes"]:
+            for picture in list(output.findall(nodes.image)):
+                frame = nodes.container("", classes=["figure-frame"])
+                picture.replace_self(frame)
+                frame += picture
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("doctree-resolved", make_relative)
+    app.connect("doctree-resolved", mark_prose)
+    app.connect("doctree-resolved", frame_figures)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
