@@ -4,6 +4,8 @@ A notebook links to the book's pages by their published address, since that work
 Colab and in JupyterLab too. Within the built book such a link must lead to the page
 beside it: offline, on a copy, before anything is published.
 
+A docstring names the chapters that derive what it documents: the API leads there.
+
 A cell prints sentences or columns. Sentences may break where the page ends, columns
 may not: they are told apart here, and `book.css` breaks what is prose. A cell's
 figure gets a frame, which scrolls on a telephone while the words around it stay.
@@ -68,8 +70,36 @@ def frame_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
                 frame += picture
 
 
+def link_chapters(
+    app: Sphinx,
+    what: str,
+    name: str,
+    thing: object,
+    options: object,
+    lines: list[str],
+) -> None:
+    """Make "chapter 4" and "chapters 4 and 5" in a docstring lead to those chapters."""
+    pages = {
+        int(page[:2]): page for page in app.env.found_docs if page[:2].isdigit()
+    }
+
+    def link(said: re.Match[str]) -> str:
+        number = int(said["number"])
+        if number not in pages:
+            logger.warning("%s names chapter %s, which there is not", name, number)
+            return said[0]
+        return f":doc:`{said[0]} </{pages[number]}>`"
+
+    lines[:] = re.sub(
+        r"\bchapters?\s+\d+(?:(?:,| and)\s+\d+)*",
+        lambda said: re.sub(r"(?:chapters?\s+)?(?P<number>\d+)", link, said[0]),
+        "\n".join(lines),
+    ).split("\n")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("doctree-resolved", make_relative)
     app.connect("doctree-resolved", mark_prose)
     app.connect("doctree-resolved", frame_figures)
+    app.connect("autodoc-process-docstring", link_chapters)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
