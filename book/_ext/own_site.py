@@ -78,7 +78,7 @@ def link_chapters(
     options: object,
     lines: list[str],
 ) -> None:
-    """Make "chapter 4" and "chapters 4 and 5" in a docstring lead to those chapters."""
+    """Make "chapter 4" and "chapters 4 and 5" in a docstring lead there."""
     pages = {
         int(page[:2]): page for page in app.env.found_docs if page[:2].isdigit()
     }
