@@ -262,7 +262,7 @@ def _fit(frames: Sequence[Any], dpi: int, max_bytes: int) -> list[bytes]:
     steps = [*range(dpi, 95, -16)] if drawn and dpi > 96 else [dpi]
     for step in steps:
         pictures = [_frame(frame, step) for frame in frames]
-        for quality in (None, 85, 70) if step > steps[-1] else (None, 85, 70, 60, 50):
+        for quality in (None, 85, 65) if step > steps[-1] else (None, 85, 65, 50):
             if encoded := _webp(pictures, quality, room):
                 return encoded
     raise ValueError(f"{len(frames)} frames do not fit {max_bytes:,} bytes: draw fewer or smaller ones")
@@ -277,7 +277,8 @@ def _webp(pictures: Sequence[Image.Image], quality: int | None, room: int) -> li
         buffer = BytesIO()
         picture.save(buffer, format="webp", **options)
         encoded.append(buffer.getvalue())
-        expected = sum(map(len, encoded)) / len(encoded) * len(pictures)
-        if expected > (1.5 if len(encoded) < len(pictures) else 1) * room:
+        done = len(encoded) / len(pictures)
+        # Most that will not fit show it after two or three. The margin is for frames that differ.
+        if sum(map(len, encoded)) > done * room * (1 + (1 - done) / len(encoded)):
             return []
     return encoded
