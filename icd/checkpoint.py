@@ -189,7 +189,7 @@ class Checkpoint:
         try:
             epoch, step = self._put_back(state)
         except Exception as error:
-            raise damaged(self.path) from error
+            raise _damaged(self.path) from error
         if epoch < here["recipe.epochs"]:
             self._sign(epoch + 1)
         return epoch, step
@@ -240,10 +240,10 @@ def load_state(folder: str | Path) -> dict[str, Any] | None:
             f"{path} cannot be read ({error.strerror or error}): mend that, or name another folder"
         ) from error
     except Exception as error:  # its bytes lead unpickling astray in any way
-        raise damaged(path) from error
+        raise _damaged(path) from error
 
 
-def damaged(path: Path) -> RunError:
+def _damaged(path: Path) -> RunError:
     return RunError(
         f"{path} is not a checkpoint of this program, or it is damaged. "
         "Delete it to start again, or name another folder"
