@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icd.checks import check_choice, check_scales
-from icd.numerics import constants, for_each, full_precision
+from icd.losses.checks import check_choice, check_scales
+from icd.losses.numerics import constants, for_each, full_precision
 
 Scales = Sequence[int]
 Pooling = Literal["adaptive", "area"]

@@ -21,27 +21,36 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import QUICK, explosive, small, stripes
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_training import QUICK, explosive, small, stripes
 from torch import nn
 
-from icd import birdlets, cifar, figures, files, pixels, plots
-from icd.__main__ import main
-from icd.adapt import adapt
-from icd.checkpoint import NonFiniteLoss, RunError
-from icd.compare import Result, compare, read_results, write_results
-from icd.datasets import DataSet
-from icd.evidence import groups, paired_interval
+from icd import birdlets, figures, files
+from icd.cli.main import main
+from icd.datasets import DataSet, cache, cifar
+from icd.datasets.cache import CachedImages
+from icd.datasets.folders import class_folders
+from icd.datasets.images import ImageList
+from icd.errors import DataError, ModelError, NonFiniteLoss, RunError
+from icd.experiments.compare import Result, compare, read_results, write_results
+from icd.experiments.model_file import ModelCard, classify, load_model, picture, save_model
+from icd.experiments.statistics import groups, paired_interval
+from icd.figures import plots
 from icd.losses import dkd_loss, icd_loss, kd_loss, nkd_loss, scale_decoupled_loss
-from icd.objective import METHODS, Objective, clustering, cross_entropy, scale_decoupled, whole_image
-from icd.photos import DataError, Photos, class_folders
-from icd.pixels import Pixels
-from icd.saved import Card, ModelError, load_model, name_bird, picture, save_model
+from icd.networks import adapt, load_published, network
+from icd.objective import (
+    METHODS,
+    Objective,
+    clustering,
+    cross_entropy,
+    named,
+    parse,
+    scale_decoupled,
+    whole_image,
+)
 from icd.scores import Scores, local_logits, score
-from icd.spelling import named, parse
-from icd.training import Learner, Recipe, fit, fit_together
-from icd.zoo import load_published, network
+from icd.trainer import Recipe, Student, fit, fit_together
 
 SHORT = ["--network", "resnet10-8", "--recipe.epochs", "1", "--recipe.batch_size", "8"]
 ALONE = METHODS["alone"]
@@ -145,17 +154,17 @@ def table(at: Place, old: str = "", new: str = "") -> object:
     return read_results(at.file("t.csv", text.replace(old, new, 1)))
 
 
-def one(path: Path, **settings: Any) -> Photos:
-    return Photos((path,), np.zeros(1, dtype=np.int64), ("a",), **{"size": 8, **settings})
+def one(path: Path, **settings: Any) -> ImageList:
+    return ImageList((path,), np.zeros(1, dtype=np.int64), ("a",), **{"size": 8, **settings})
 
 
-def cached(at: Place, **changes: Any) -> Pixels:
+def cached(at: Place, **changes: Any) -> CachedImages:
     values = {
         "images": torch.zeros(4, 8, 8, 3, dtype=torch.uint8),
         "labels": torch.zeros(4, dtype=torch.int64),
     }
     rest = {"classes": ("a",), "size": 6, "mended": {}, "fingerprint": ""}
-    return Pixels(**{**values, **rest, **changes})
+    return CachedImages(**{**values, **rest, **changes})
 
 
 def resumed(at: Place, damage: Callable[[Path], object], **changes: Any) -> object:
@@ -305,15 +314,15 @@ DATA = [
      '{birds} has no boxes: crop="box" is for data sets in the layout of CUB-200-2011'),
     ("splits of other classes", lambda at: DataSet(str(parted(at))).photos("train"), DataError,
      "{tmp}: the class finch is in only one of train/ and test/"),
-    ("paths without labels", lambda at: Photos((at.tmp,), np.zeros(2, int), ("a",)), DataError,
+    ("paths without labels", lambda at: ImageList((at.tmp,), np.zeros(2, int), ("a",)), DataError,
      "1 paths and 2 labels: give one for each"),
-    ("a label of no class", lambda at: Photos((at.tmp,), np.array([3]), ("a", "b")), DataError,
+    ("a label of no class", lambda at: ImageList((at.tmp,), np.array([3]), ("a", "b")), DataError,
      "a label is 3: the 2 classes are counted from 0"),
-    ("a negative label", lambda at: Photos((at.tmp,), np.array([-1]), ("a", "b")), DataError,
+    ("a negative label", lambda at: ImageList((at.tmp,), np.array([-1]), ("a", "b")), DataError,
      "a label is -1: the 2 classes are counted from 0"),
     ("a box that is no number", lambda at: boxed(at, (1, 1, np.nan, 2)), DataError,
      "{tmp}/a.png: the middle of the box (1, 1, nan, 2) is not in its image, 30 x 20 pixels"),
-    ("no images at all", lambda at: pixels.load(class_folders(at.birds).subset([])), DataError,
+    ("no images at all", lambda at: cache.load(class_folders(at.birds).subset([])), DataError,
      "there are no images to load"),
     ("pixels that are floats", lambda at: cached(at, images=torch.full((4, 8, 8, 3), torch.nan)), DataError,
      "images are torch.float32, (4, 8, 8, 3): give torch.uint8, (N, S, S, 3)"),
@@ -324,10 +333,10 @@ DATA = [
     ("squares larger than the image", lambda at: cached(at, size=9), DataError,
      "size is 9: squares of 1 to 8 pixels can be cut from these images"),
     ("a file where decoded images go",
-     lambda at: pixels.load(class_folders(at.birds), folder=at.file("store")), NotADirectoryError,
+     lambda at: cache.load(class_folders(at.birds), folder=at.file("store")), NotADirectoryError,
      "[Errno 20] there is a file where a folder should be: '{tmp}/store'"),
     ("a disk too small to decode on",
-     lambda at: pixels.load(class_folders(at.birds, size=14_000), folder=at.tmp), DataError,
+     lambda at: cache.load(class_folders(at.birds, size=14_000), folder=at.tmp), DataError,
      "15 images of 16000 x 16000 pixels take 11.5 GB, and {tmp} has 1.0 GB free: choose a smaller size, "
      "or another folder by the environment variable ICD_CACHE"),
     ("a damaged card of Birdlets",
@@ -435,21 +444,23 @@ MODELS = [
     ("published weights that are infinite",
      lambda at: load_published("resnet20", saved(at, torch.tensor([-torch.inf]))), ModelError,
      "{tmp}/a.pth: its conv1.weight holds something else than finite numbers"),
-    ("a card made by hand", lambda at: Card("resnet10-8", ("a",), 0), ModelError,
+    ("a card made by hand", lambda at: ModelCard("resnet10-8", ("a",), 0), ModelError,
      "the card's size cannot be 0"),
     ("a file where a saved network goes",
-     lambda at: save_model(at.file("a") / "b", small(), Card("vgg8", ("a",), 8)), NotADirectoryError,
+     lambda at: save_model(at.file("a") / "b", small(), ModelCard("vgg8", ("a",), 8)), NotADirectoryError,
      "[Errno 20] there is a file where a folder should be: '{tmp}/a'"),
-    ("a picture that is none", lambda at: picture(at.file("a.jpg"), Card("vgg8", ("a",), 8)), DataError,
+    ("a picture that is none", lambda at: picture(at.file("a.jpg"), ModelCard("vgg8", ("a",), 8)), DataError,
      "{tmp}/a.jpg: the image does not decode (it is in no format that is known)"),
-    ("a box of three numbers", lambda at: picture(at.image(), Card("vgg8", ("a",), 8), (1, 2, 3)), DataError,
+    ("a box of three numbers",
+     lambda at: picture(at.image(), ModelCard("vgg8", ("a",), 8), (1, 2, 3)), DataError,
      "the box is (1, 2, 3): give left, top, width and height in pixels"),
-    ("a box of no bird", lambda at: picture(at.image(), Card("vgg8", ("a",), 8), (1, 2, 3, 0)), DataError,
+    ("a box of no bird",
+     lambda at: picture(at.image(), ModelCard("vgg8", ("a",), 8), (1, 2, 3, 0)), DataError,
      "the box is (1, 2, 3, 0): give left, top, width and height in pixels"),
     ("a box on no picture",
-     lambda at: picture(at.tmp / "b", Card("vgg8", ("a",), 8), (1, 2, 3, 4)), DataError,
+     lambda at: picture(at.tmp / "b", ModelCard("vgg8", ("a",), 8), (1, 2, 3, 4)), DataError,
      "{tmp}/b: there is no such image"),
-    ("no names asked for", lambda at: name_bird(*load_model(at.run), at.image(), top=0), ValueError,
+    ("no names asked for", lambda at: classify(*load_model(at.run), at.image(), top=0), ValueError,
      "top is 0: give 1 or more"),
     ("an unknown network", lambda at: network("resnet10", 3), ValueError,
      f'there is no network "resnet10": did you mean "resnet10-8"? There are {ALL_NETWORKS}'),
@@ -468,7 +479,7 @@ MODELS = [
      "images have shape (2, 1, 32, 32): expected (B, 3, H, W)"),
     ("images still in bytes",
      lambda at: score(small(), torch.zeros(2, 3, 32, 32, dtype=torch.uint8)), ValueError,
-     "images hold torch.uint8: hand them to icd.pixels.normalise first"),
+     "images hold torch.uint8: hand them to icd.cache.normalise first"),
     ("a module without maps", lambda at: score(nn.Flatten(), logits(2, 3, 8, 8)), TypeError,
      "Flatten has no `maps(images)` and linear `head`: local logits need the map that a linear "
      "classifier reads once it is averaged"),
@@ -640,10 +651,10 @@ RUNS = [
     ("a student of fewer classes", lambda at: train(small(0, 2)), RunError,
      "student tells 2 classes apart, and the training images are of 4: build it for as many"),
     ("photographs for pixels", lambda at: train(small(), data=class_folders(at.birds)), RunError,
-     "the training images are not decoded: hand them to icd.pixels.load first"),
+     "the training images are not decoded: hand them to icd.cache.load first"),
     ("photographs to validate with",
      lambda at: train(small(), validation=class_folders(at.birds)), RunError,
-     "the validation images are not decoded: hand them to icd.pixels.load first"),
+     "the validation images are not decoded: hand them to icd.cache.load first"),
     ("validation images of fewer classes",
      lambda at: train(small(), validation=stripes(classes=2)), RunError,
      'class 2 is "class 2" in the training images and missing in the validation images: give both the same '
@@ -655,7 +666,7 @@ RUNS = [
     ("no student", lambda at: fit_together([], stripes(), QUICK), RunError,
      "there is no student: give one learner or more"),
     ("two students of one name",
-     lambda at: fit_together([Learner(small(), ALONE), Learner(small(), ALONE)], stripes(), QUICK), RunError,
+     lambda at: fit_together([Student(small(), ALONE), Student(small(), ALONE)], stripes(), QUICK), RunError,
      'two students are named "student": give one of them another name, as the log needs one'),
     ("a loss that is no number", lambda at: train(small(), cross_entropy() + explosive(3)), NonFiniteLoss,
      "student: explosive is nan in epoch 1, step 3. Lower the learning rate, or train in float32. The "
@@ -792,9 +803,7 @@ EVIDENCE = [
     [pytest.param(*case[1:], id=case[0]) for case in (*DATA, *MODELS, *OBJECTIVES, *RUNS, *EVIDENCE)],
 )
 def test_what_is_wrong_is_said_in_one_sentence(do, error, message, at):
-    at.patch.setattr(
-        pixels.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**10, 9 * 10**9, 10**9)
-    )
+    at.patch.setattr(cache.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**10, 9 * 10**9, 10**9))
     with pytest.raises(error) as refused:
         do(at)
     assert type(refused.value) is error

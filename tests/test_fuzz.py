@@ -27,23 +27,22 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers import QUICK, TEXTS, small, stripes, write_tables
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_birds import TEXTS, write_tables
-from test_training import QUICK, small, stripes
 
-from icd.birds import CUB200, read_tables
-from icd.checkpoint import Checkpoint, RunError
-from icd.compare import Result, read_results, write_results
-from icd.fetch import unpack
-from icd.objective import METHODS
-from icd.photos import DataError
-from icd.runs import data_of, read_settings
-from icd.saved import Card, ModelError, load_model, picture, save_model
-from icd.spelling import named
-from icd.training import Learner, make_accelerator
-from icd.zoo import load_published, network
+from icd.datasets.birds import CUB200, read_tables
+from icd.datasets.fetch import unpack
+from icd.errors import DataError, ModelError, RunError
+from icd.experiments.compare import Result, read_results, write_results
+from icd.experiments.model_file import ModelCard, load_model, picture, save_model
+from icd.experiments.run import data_of, read_settings
+from icd.networks import load_published, network
+from icd.objective import METHODS, named
+from icd.trainer import Student
+from icd.trainer.checkpoint import Checkpoint
+from icd.trainer.distributed import make_accelerator
 
 TIMES = int(os.environ.get("ICD_FUZZ", "1"))
 
@@ -234,7 +233,7 @@ def test_photographs(folder, data, kind):
     path = folder / f"a.{kind}"
     path.write_bytes(data.draw(damaged(kept.getvalue())))
     with clean(DataError, path):
-        assert picture(path, Card("vgg8", ("a",), 28)).shape == (1, 3, 28, 28)
+        assert picture(path, ModelCard("vgg8", ("a",), 28)).shape == (1, 3, 28, 28)
 
 
 # --- weights
@@ -266,7 +265,7 @@ def damaged_inside(content: bytes) -> st.SearchStrategy[bytes]:
 
 
 NETWORK = network("resnet10-8", 3, 64)
-CARD = Card("resnet10-8", ("crow", "finch", "gull"), 64)
+CARD = ModelCard("resnet10-8", ("crow", "finch", "gull"), 64)
 SAVED = file_of(lambda path: save_model(path, NETWORK, CARD))
 LENGTH = struct.unpack("<Q", SAVED[:8])[0]
 PUBLISHED = file_of(lambda path: torch.save({"model": network("resnet8x4", 5).state_dict()}, path))
@@ -313,7 +312,7 @@ class Run:
 
     def __init__(self) -> None:
         self.accelerator: Accelerator = make_accelerator("float32")
-        self.data, self.learner = stripes(32), Learner(small(), METHODS["alone"])
+        self.data, self.learner = stripes(32), Student(small(), METHODS["alone"])
         self.learner.start(QUICK, self.accelerator)
         images, target = self.data.training_batch(0, 0, 0, 16)
         self.learner.step(images, target, None, 1, 0.1)

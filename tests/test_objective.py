@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from icd import icd_loss, kd_loss, scale_decoupled_loss, score
-from icd.objective import METHODS, Objective, clustering, cross_entropy, scale_decoupled, whole_image
-from icd.spelling import parse
-from icd.zoo import SmallResNet
+from icd.networks import SmallResNet
+from icd.objective import METHODS, Objective, clustering, cross_entropy, parse, scale_decoupled, whole_image
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT, chapters_in_toc, pages_in_toc
+from helpers import ROOT, chapters_in_toc, pages_in_toc
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from icd import Scores, icd_loss, local_logits, score
-from icd.zoo import SmallResNet
+from icd.networks import SmallResNet
 
 maps = st.tuples(st.integers(4, 28), st.integers(4, 28))
 scale_sets = st.lists(st.integers(1, 4), min_size=1, max_size=4, unique=True).map(tuple)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from icd.pixels import normalise
+from icd.saved import load_model
 from matplotlib.patches import Rectangle
 from PIL import Image
 
 from icd import birdlets, birds, figures, gram, plots, score
 from icd.files import data_path
-from icd.pixels import normalise
-from icd.saved import load_model
 
 REGIONS = (6, 15)  # of 4 x 4, row by row: about the head, a corner
 BIRD = 48
@@ -43,7 +43,7 @@ def main() -> None:
     axes[0].imshow(picture)
     for axis, region in zip(axes[1:], REGIONS, strict=False):
         lit = cosines[region].reshape(4, 4)
-        plots.likeness(axis, picture, lit, region, "", low=low)
+        plots.similarity(axis, picture, lit, region, "", low=low)
     axes[3].imshow(cosines, cmap=figures.SIMILARITY, vmin=low, vmax=1)
     for region in REGIONS:
         corner = (-0.5, region - 0.5)

@@ -1,0 +1,1 @@
+"""Experiments: train and save a network, compare methods over seeds, and read the published results."""

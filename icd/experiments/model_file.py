@@ -1,0 +1,195 @@
+"""A trained network as one small file: its weights, and what is needed to use them on a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from icd.datasets.cache import MEAN, STD, Channels, normalise, stored_size
+from icd.datasets.images import MOST_PIXELS, UPRIGHT, Crop, ImageList, Resize, orientation, quiet_pillow
+from icd.errors import DataError, ModelError
+from icd.files import write_atomically
+from icd.networks.build import network
+from icd.networks.pretrained import fill
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a saved network is, kept in its file.
+
+    Attributes:
+        network: its name in `icd.zoo.NETWORKS`.
+        classes: the names of its classes, in the order of its logits.
+        size: pixels a side of the square that it sees; the form of some networks depends on it.
+        resize: how a picture becomes a square.
+        mean, std: of the pixels in [0, 1], for each channel.
+        note: how it was trained.
+        whole: pixels a side to which a picture is resized before its middle is cut out; by default as many
+            as `icd.pixels.load` keeps.
+        crop: "box" where it learned from birds that were cut out by their boxes, else "image".
+        margin: how much of a box was added on each side.
+
+    Raises ModelError for what cannot be.
+    """
+
+    network: str
+    classes: tuple[str, ...]
+    size: int
+    resize: Resize = "squash"
+    mean: Channels = MEAN
+    std: Channels = STD
+    note: str = ""
+    whole: int | None = None
+    crop: Crop = "image"  # older files do not say
+    margin: float = 0.1
+
+    def __post_init__(self) -> None:
+        names, whole = self.classes, self.size if self.whole is None else self.whole
+        sizes = isinstance(self.size, int) and isinstance(whole, int)
+        fits = {
+            "network": isinstance(self.network, str),
+            "classes": isinstance(names, tuple) and len(names) > 0 and all(isinstance(n, str) for n in names),
+            "size": isinstance(self.size, int) and 1 <= self.size <= MOST_PIXELS,
+            "resize": self.resize in ("squash", "shorter"),
+            "mean": len(self.mean) == 3 and all(map(math.isfinite, self.mean)),
+            "std": len(self.std) == 3 and all(0 < spread < math.inf for spread in self.std),
+            "note": isinstance(self.note, str),
+            "whole": sizes and self.size <= whole <= MOST_PIXELS,
+            "crop": self.crop in ("image", "box"),
+            "margin": isinstance(self.margin, int | float) and 0 <= self.margin <= 10,
+        }
+        for name, well in fits.items():
+            if not well:
+                raise ModelError(f"the card's {name} cannot be {getattr(self, name)!r}")
+
+
+def save_model(path: str | Path, model: nn.Module, card: ModelCard, half: bool = False) -> None:
+    """Write the weights and the card to `path`, a safetensors file, whole or not at all.
+
+    `half` keeps 16 bits of each weight, for a file half the size; they are float32 again when loaded.
+    """
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    if half:
+        weights = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
+    write_atomically(Path(path), save(weights, metadata={"icd": json.dumps(asdict(card))}))
+
+
+def load_model(path: str | Path) -> tuple[nn.Module, ModelCard]:
+    """A saved network in evaluation mode, and its card. `path` is the file, or a run's folder.
+
+    Raises:
+        ModelError: no such file, no saved network, or weights that do not fit the network it names.
+    """
+    path = Path(path)
+    path = path / "model.safetensors" if path.is_dir() else path
+    try:
+        with safe_open(path, framework="pt") as file:
+            card = _read_card(path, (file.metadata() or {}).get("icd"))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: there is no such file. Has the run that writes it ended?") from None
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is not a safetensors file, or it is damaged") from error
+    try:
+        model = network(card.network, len(card.classes), card.size)
+    except ValueError as error:
+        raise ModelError(f"{path}: {error}") from error
+    told = fill(model, weights, card.network, path)
+    if told != len(card.classes):
+        raise ModelError(f"{path} tells {told} classes apart, and its card names {len(card.classes)}")
+    return model.eval(), card
+
+
+def _read_card(path: Path, text: str | None) -> ModelCard:
+    if text is None:
+        raise ModelError(f"{path} holds weights and no card: it was not saved by icd")
+    try:
+        said: dict[str, Any] = dict(json.loads(text))
+        said |= {name: tuple(value) for name, value in said.items() if isinstance(value, list)}
+        return ModelCard(**said)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: its card cannot be read") from error
+
+
+def picture(path: str | Path, card: ModelCard, box: Sequence[float] | None = None) -> Tensor:
+    """A picture file as the network sees it: normalised, (1, 3, size, size).
+
+    Resized like the training images, and the middle of it taken.
+
+    Args:
+        path: the file.
+        card: how.
+        box: where the bird is: left, top, width and height in pixels of the picture, upright as a viewer
+            shows it. It is cut out as the boxes of training images are.
+
+    Raises:
+        icd.photos.DataError: the file is not there or does not decode, or a box that is none, or outside.
+    """
+    path, whole = Path(path), card.whole or stored_size(card.size)
+    photo = ImageList(
+        (path,),
+        labels=np.zeros(1, dtype=np.int64),
+        classes=("?",),
+        size=whole,
+        margin=card.margin,
+        resize=card.resize,
+    )
+    with quiet_pillow():
+        square, _ = photo.read(0)
+        if box is not None:
+            lying, turned = _in_file(path, box)
+            square, _ = replace(photo, crop="box", boxes=np.array([lying], dtype=np.float64)).read(0)
+            if turned:
+                square = np.array(Image.fromarray(square).transpose(UPRIGHT[turned]))
+    edge = (whole - card.size) // 2
+    middle = square[edge : edge + card.size, edge : edge + card.size]
+    return normalise(torch.from_numpy(middle).permute(2, 0, 1)[None], mean=card.mean, std=card.std)
+
+
+def _in_file(path: Path, box: Sequence[float]) -> tuple[tuple[float, ...], int]:
+    """A box of the upright picture as it lies in the file, whose birds may lie on their side, and how."""
+    if len(box) != 4 or not all(math.isfinite(value) for value in box) or min(box[2:]) <= 0:
+        raise DataError(f"the box is {tuple(box)}: give left, top, width and height in pixels")
+    with Image.open(path) as image:
+        turned, (width, height) = orientation(image), image.size
+    if turned >= 5:  # 5 to 8 swap the sides
+        width, height = height, width
+    x, y, w, h = box
+    if not (0 <= x + w / 2 <= width and 0 <= y + h / 2 <= height):
+        said = f"({x:g}, {y:g}, {w:g}, {h:g})"
+        raise DataError(
+            f"{path}: the middle of the box {said} is not in its image, {width} x {height} pixels"
+        )
+    x = width - x - w if turned in (2, 3, 6, 7) else x
+    y = height - y - h if turned in (3, 4, 7, 8) else y
+    return ((y, x, h, w) if turned >= 5 else (x, y, w, h)), turned
+
+
+@torch.no_grad()
+def classify(
+    model: nn.Module, card: ModelCard, path: str | Path, top: int = 5, box: Sequence[float] | None = None
+) -> list[tuple[str, float]]:
+    """The most likely classes of a picture with their probabilities, the likeliest first.
+
+    `box` says where the bird is, as in `picture`: a network that learned from birds cut out by their boxes
+    (`card.crop`) is much better with it.
+    """
+    if top < 1:
+        raise ValueError(f"top is {top}: give 1 or more")
+    device = next(model.parameters()).device
+    chances = model(picture(path, card, box).to(device)).float().softmax(1)[0].cpu()
+    best = chances.topk(min(top, len(card.classes)))
+    return [(card.classes[int(i)], float(p)) for p, i in zip(best.values, best.indices, strict=True)]

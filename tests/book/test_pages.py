@@ -1,0 +1,369 @@
+"""The built book in a browser: quiet, self-contained, usable at every width, sliders with no kernel.
+
+`make pages` builds the book and runs these. They drive the system's Chromium or Chrome and its driver.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import http.server
+import importlib.util
+import json
+import os
+import pkgutil
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import ROOT, pages_in_toc
+
+pytestmark = pytest.mark.page
+
+SITE = ROOT / "_build" / "html"
+PAGES = [f"{page}.html" for page in pages_in_toc()]
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
+)
+DRIVER = shutil.which("chromedriver")
+QUIET = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def cannot(reason: str) -> None:
+    """Say aloud that nothing was looked at; where a browser is required, fail."""
+    if os.environ.get("ICD_REQUIRE_CHROMIUM"):
+        pytest.fail(reason)
+    pytest.skip(f"NO PAGE WAS LOOKED AT: {reason}")
+
+
+@pytest.fixture(scope="session")
+def site() -> Iterator[str]:
+    """The built book's address on this machine."""
+    if not (SITE / "index.html").exists():
+        cannot("there is no built book: make book")
+
+    class Silent(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = functools.partial(Silent, directory=str(SITE))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser(site: str, tmp_path_factory: pytest.TempPathFactory):
+    """Headless Chromium that keeps its console and its requests."""
+    if BROWSER is None or DRIVER is None:
+        cannot("Chromium and its driver are not installed (Debian: apt-get install chromium chromium-driver)")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(BROWSER)
+    for argument in (*QUIET, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    driver.set_page_load_timeout(60)
+    yield driver
+    driver.quit()
+
+
+def widen(browser, width: int) -> None:
+    """Give the window a width."""
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
+    )
+
+
+def show(browser, address: str, width: int = 1440) -> None:
+    """Load a page at a width, and wait until its formulas are set."""
+    widen(browser, width)
+    browser.get(address)
+    browser.execute_async_script(
+        "const done = arguments[0];"
+        "const settled = () => window.MathJax?.startup?.promise?.then(() => done(), done) ?? done();"
+        "document.readyState === 'complete' ? settled() : addEventListener('load', settled)"
+    )
+
+
+def requests(browser) -> set[str]:
+    """Every address asked for since the last look, less what the page holds in itself."""
+    messages = (json.loads(entry["message"])["message"] for entry in browser.get_log("performance"))
+    asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+    return {url for url in asked if not url.startswith(("data:", "blob:", "chrome:", "about:"))}
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("served", ["http", "file"])
+def test_page_is_quiet_and_asks_no_other_host(browser, site: str, page: str, served: str) -> None:
+    start = site if served == "http" else SITE.as_uri()
+    browser.get("about:blank")
+    requests(browser)
+    browser.get_log("browser")
+    show(browser, f"{start}/{page}")
+    asked = requests(browser)
+    assert f"{start}/{page}" in asked
+    assert not {url for url in asked if not url.startswith(start)}
+    complaints = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    # The theme's own: what it says at a first visit, and fonts that its older version preloads from a file.
+    theirs = ("invalid theme mode", "/_static/vendor/fontawesome/")
+    assert not [text for text in complaints if not any(words in text for words in theirs)]
+    assert not browser.execute_script(
+        "return [...document.querySelectorAll('mjx-merror, [data-mjx-error]')].map(e => e.textContent)"
+    )
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("width", [360, 768, 1440])
+def test_no_sideways_scroll(browser, site: str, page: str, width: int) -> None:
+    show(browser, f"{site}/{page}", width)
+    too_wide = browser.execute_script(
+        "const root = document.documentElement;"
+        "if (root.scrollWidth <= root.clientWidth && innerWidth <= arguments[0]) return [];"
+        "return [...document.querySelectorAll('article *')]"
+        ".filter(e => e.getBoundingClientRect().right > root.clientWidth + 1)"
+        ".map(e => e.outerHTML.slice(0, 120)).concat(`${root.scrollWidth} > ${root.clientWidth}`)",
+        width,
+    )
+    assert not too_wide
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_scrolls_sideways_can_be_seen_and_reached(browser, site: str, page: str) -> None:
+    show(browser, f"{site}/{page}", 360)
+    # What goes on to the side without a mark, a focus and a name; prose that does; pictures wider than 27rem.
+    amiss = """
+        const done = arguments[0];
+        document.querySelectorAll("article details").forEach(folded => { folded.open = true; });
+        setTimeout(() => {
+            const wide = [...document.querySelectorAll("article *")].filter(e =>
+                e.scrollWidth > e.clientWidth + 1 && e.checkVisibility()
+                && /auto|scroll/.test(getComputedStyle(e).overflowX));
+            const names = ["tabindex", "role", "aria-label"];
+            const mute = wide.filter(e => !e.matches(".more-right")
+                || e.tagName !== "MJX-CONTAINER" && !names.every(name => e.hasAttribute(name)));
+            const large = [...document.querySelectorAll(".cell_output img")].filter(i => i.clientWidth > 432);
+            const prose = wide.filter(e => e.closest(".stream.prose"));
+            done([...mute, ...prose, ...large].map(e => e.outerHTML.slice(0, 200)));
+        }, 500)
+    """
+    assert not browser.execute_async_script(amiss)
+    frame = browser.execute_script(
+        "return [...document.querySelectorAll('.figure-frame.more-right')].find(e => !e.closest('details'))"
+    )
+    if frame is not None:
+        browser.execute_script("arguments[0].scrollTo(1000, 0)", frame)
+        browser.execute_async_script("setTimeout(arguments[0], 200)")
+        assert {"more-left", "more-right"} & set(frame.get_attribute("class").split()) == {"more-left"}
+        widen(browser, 1440)
+        browser.execute_async_script("setTimeout(arguments[0], 500)")
+        assert frame.get_attribute("class").split() == ["figure-frame", "docutils", "container"]
+        assert frame.get_attribute("role") is None
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_images_say_what_is_seen(browser, site: str, page: str) -> None:
+    show(browser, f"{site}/{page}")
+    silent = browser.execute_script(
+        "return [...document.querySelectorAll('article img')]"
+        ".filter(i => (i.alt ?? '').trim().length < 10 || /^(_images|.*\\.(png|svg))/.test(i.alt))"
+        ".map(i => i.outerHTML.slice(0, 200))"
+    )
+    assert not silent
+    broken = "return [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
+    assert not browser.execute_script(broken)
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """The source of axe-core, out of a package that carries it."""
+    package = importlib.util.find_spec("axe_playwright_python")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).with_name("axe.min.js").read_text(encoding="utf8")
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_axe_finds_nothing(browser, axe: str, site: str, page: str, mode: str) -> None:
+    show(browser, f"{site}/{page}")
+    browser.execute_script(f"localStorage.mode = localStorage.theme = '{mode}'")
+    show(browser, f"{site}/{page}")
+    assert browser.execute_script("return document.documentElement.dataset.theme") == mode
+    browser.execute_script(axe)
+    browser.set_script_timeout(120)  # the API page is long
+    found = []
+    for width in (1440, 360) if mode == "light" else (1440,):
+        widen(browser, width)
+        # Colours are the same at every width, and take the longest. The theme's logo stands in a landmark of
+        # its own making, which axe does not take for one.
+        found += browser.execute_async_script(
+            "const done = arguments[0];"
+            "setTimeout(() => axe.run({exclude: ['.navbar-brand']}, {"
+            "  resultTypes: ['violations'], rules: {'color-contrast': {enabled: innerWidth > 360}}}).then("
+            "  said => done(said.violations.flatMap(rule => rule.nodes.map("
+            "    node => `${rule.id} (${rule.impact}): ${node.target} ${node.html.slice(0, 200)}`))),"
+            "  error => done([String(error)])), 500)"
+        )
+    browser.execute_script("localStorage.clear()")
+    # docutils gives a bibliography roles that axe does not take for those of a list and its items.
+    theirs = ('role="doc-biblioentry"', 'class="citation-list"')
+    assert not [text for text in found if not any(words in text for words in theirs)]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_sliders_move_their_picture(browser, site: str, page: str) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    show(browser, f"{site}/{page}")
+
+    def seen() -> tuple[str, str, str]:
+        """The picture shown, its text, and what the slider says."""
+        (image,) = [image for image in book.find_elements(By.TAG_NAME, "img") if image.is_displayed()]
+        said = book.find_element(By.TAG_NAME, "output").text
+        assert slider.get_attribute("aria-valuetext") == said
+        return image.get_attribute("src"), image.get_attribute("alt"), said
+
+    for book in browser.find_elements(By.CSS_SELECTOR, ".icd-flipbook"):
+        slider = book.find_element(By.CSS_SELECTOR, "input[type=range]")
+        assert len(book.get_attribute("outerHTML")) <= 300_000
+        assert slider.accessible_name
+        last = int(slider.get_attribute("max"))
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", slider)
+
+        slider.send_keys(Keys.HOME)
+        first = seen()
+        slider.send_keys(Keys.ARROW_RIGHT)
+        assert slider.get_property("value") == "1"
+        assert all(before != after for before, after in zip(first[1:], seen()[1:], strict=True))
+        slider.send_keys(Keys.END)
+        assert slider.get_property("value") == str(last)
+        assert seen()[0] != first[0]
+
+        edge = slider.size["width"] // 2 - 3
+        ActionChains(browser).move_to_element_with_offset(slider, -edge, 0).click().perform()
+        assert seen() == first
+        hold = ActionChains(browser).move_to_element_with_offset(slider, -edge, 0).click_and_hold()
+        hold.move_by_offset(2 * edge, 0).release().perform()
+        assert slider.get_property("value") == str(last)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_first_frame_stands_without_scripts(browser, site: str, page: str) -> None:
+    from selenium.webdriver.common.by import By
+
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.get(f"{site}/{page}")
+        for book in browser.find_elements(By.CSS_SELECTOR, ".icd-flipbook"):
+            shown = [image for image in book.find_elements(By.TAG_NAME, "img") if image.is_displayed()]
+            assert len(shown) == 1
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_statistics_name_every_chapter_and_its_seconds(site: str) -> None:
+    text = (SITE / "statistics.html").read_text(encoding="utf8")
+    rows = re.findall(r'<td><p>(.+?)</p></td>\s*<td class="text-end"><p>(?:<strong>)?([\d.]+)', text)
+    *chapters, total, mean = [(html.unescape(name), float(seconds)) for name, seconds in rows]
+    titles = re.findall(r'href="(\w[\w-]+)\.html">(\d+\. [^<]+)</a>', " ".join(name for name, _ in chapters))
+    assert [page for page, _ in titles] == [page for page in pages_in_toc() if page[0].isdigit()]
+    assert all(seconds > 0 for _, seconds in chapters)
+    assert total[1] == pytest.approx(sum(seconds for _, seconds in chapters), abs=0.1 * len(chapters))
+    assert mean[1] == pytest.approx(total[1] / len(chapters), abs=0.1)
+
+
+def test_search_finds_gram(browser, site: str) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get(f"{site}/search.html?q=Gram")
+    wait = WebDriverWait(browser, 20)
+    assert wait.until(lambda b: b.find_elements(By.CSS_SELECTOR, "#search-results li a"))
+
+
+def test_every_public_name_is_in_the_api(site: str) -> None:
+    import icd
+
+    text = (SITE / "api.html").read_text(encoding="utf8")
+    inner = {
+        "__main__",
+        "canvas",
+        "checks",
+        "commands",
+        "decode",
+        "fetch",
+        "plumage",
+        "runs",
+        "scenes",
+        "tables",
+    }
+    modules = [info.name for info in pkgutil.iter_modules(icd.__path__) if info.name not in inner]
+    names = [f"icd.{module}" for module in modules]
+    for name in list(names):
+        module = importlib.import_module(name)
+        public = getattr(module, "__all__", None) or [
+            key
+            for key, value in vars(module).items()
+            if not key.startswith("_") and getattr(value, "__module__", None) == name and callable(value)
+        ]
+        names += [f"{name}.{key}" for key in public]
+    assert len(names) > 60
+    assert not [name for name in names if f'id="{name}"' not in text and f'id="module-{name}"' not in text]
+
+
+def test_links_to_the_published_book_stay_in_the_built_one(site: str) -> None:
+    """A reader who is offline, or looks at a book that nobody published, follows them all the same."""
+    with (ROOT / "_config.yml").open(encoding="utf8") as file:
+        _, owner, name = yaml.safe_load(file)["repository"]["url"].rsplit("/", 2)
+    for page in PAGES:
+        article = (SITE / page).read_text(encoding="utf8").partition("<article")[2].partition("</article")[0]
+        assert f"{owner}.github.io/{name}" not in article, page
+        for target, anchor in re.findall(r'href="([\w./-]+\.html)(?:#([\w.-]+))?"', article):
+            linked = (SITE / page).parent / target
+            assert linked.exists(), (page, target)
+            assert not anchor or f'id="{anchor}"' in linked.read_text(encoding="utf8"), (page, target, anchor)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_is_light(page: str, site: str) -> None:
+    """At most 1.5 MB over what all pages share."""
+    text = (SITE / page).read_text(encoding="utf8")
+    pictures = (
+        {path for path in (SITE / "_images").glob("*") if path.name in text} if "_images/" in text else set()
+    )
+    assert len(text.encode()) + sum(path.stat().st_size for path in pictures) <= 1_500_000
+
+
+def test_no_page_names_another_host(site: str) -> None:
+    """Nothing is loaded from elsewhere, also not by what a click would wake."""
+    loads = re.compile(
+        r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["'](?:https?:)?//[^"']+|<link\b[^>]*>"""
+    )
+    for file in SITE.rglob("*.html"):
+        if "_static" in Path(file).parts:
+            continue
+        found = loads.findall(file.read_text(encoding="utf8"))
+        outside = [tag for tag in found if re.search(r"""(?:src|href)=["'](?:https?:)?//""", tag)]
+        assert not [tag for tag in outside if 'rel="canonical"' not in tag], file.name

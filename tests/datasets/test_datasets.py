@@ -1,0 +1,51 @@
+"""What ships with the book is what its labels say."""
+
+import csv
+import re
+
+import pytest
+from helpers import ROOT
+
+from icd import birdlets, birds
+from icd.datasets import cache
+from icd.experiments.compare import read_results
+from icd.experiments.model_file import load_model
+from icd.files import data_path
+from icd.objective import METHODS
+from icd.trainer.evaluate import accuracy
+
+README = (ROOT / "data" / "README.md").read_text(encoding="utf8")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "data" / "teachers").iterdir()), ids=lambda path: path.name)
+def test_a_teacher_is_as_good_as_its_card_says(path, tmp_path):
+    row = re.search(rf"`{path.name}` \| ([\w-]+),.*?([\d.]+) % of Birdlets' 900", README)
+    assert row is not None, f"data/README.md has no card of {path.name}"
+    model, card = load_model(path)
+    assert card.network == row[1]
+    photos = birds.CUB200(birdlets.folder(progress=False), "test", size=card.size)
+    measured = 100 * accuracy(model, cache.load(photos, folder=tmp_path, progress=False))
+    assert measured == pytest.approx(float(row[2]), abs=0.35)  # three images: arithmetic differs by machine
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "data" / "results").iterdir()), ids=lambda path: path.name)
+def test_results_are_paired_over_five_seeds_and_say_how_they_were_made(path):
+    rows = read_results(path)
+    seeds = {
+        method: {row.seed for row in rows if row.method == method} for method in {r.method for r in rows}
+    }
+    assert all(found == set(range(5)) for found in seeds.values())
+    for row in rows:
+        assert row.objective == str(METHODS[row.method])
+        assert row.command.startswith("python -m icd compare ")
+        assert re.fullmatch(r"[0-9a-f]{10}", row.commit)
+        assert 0 < row.accuracy < 1
+        assert row.seconds > 0
+
+
+def test_published_figures_give_the_headline_and_its_share():
+    with open(data_path("published/cub200_top1.csv"), newline="", encoding="utf8") as file:
+        top1 = {(row["pair"], row["method"]): float(row["top1"]) for row in csv.DictReader(file)}
+    pair = "ResNet32x4->MobileNetV2"
+    assert top1[pair, "iCD-KD"] - top1[pair, "KD"] == pytest.approx(5.08, abs=0.005)
+    assert top1[pair, "SD-KD"] - top1[pair, "KD"] == pytest.approx(4.42)

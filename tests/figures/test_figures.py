@@ -1,0 +1,207 @@
+"""The book's look: colours that can be told apart, sliders that are complete and small."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from icd import figures
+from icd.figures import plots
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _plain_matplotlib():
+    """Give back matplotlib as it was."""
+    with mpl.rc_context():
+        mpl.use("agg")
+        yield
+    plt.close("all")
+
+
+def linear(colour: str) -> np.ndarray:
+    """Linear RGB."""
+    rgb = np.array(to_rgb(colour))
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb: np.ndarray) -> np.ndarray:
+    """CIELAB of linear RGB, white D65."""
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt(np.clip(to_xyz @ rgb / [0.9505, 1, 1.089], 0.008856, None))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, as WCAG 2.2 defines it."""
+    return float(linear(colour) @ [0.2126, 0.7152, 0.0722])
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio, 1 to 21."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+#: What is left of linear RGB for an eye that lacks one kind of cone (Machado et al. 2009, severity 1).
+DEFICIENCIES = {
+    "none": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protan": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deutan": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritan": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+
+
+COLOURS = figures.PALETTE | figures.NEUTRAL
+
+
+def test_every_colour_stands_out_from_the_paper() -> None:
+    assert min(contrast(colour, figures.PAPER) for colour in COLOURS.values()) >= 3
+
+
+def distances(deficiency: str, names: list[str]) -> dict[tuple[str, str], float]:
+    """How far apart an eye sees the colours of each two names."""
+    eye = np.array(DEFICIENCIES[deficiency])
+    colours = [lab(np.clip(eye @ linear(COLOURS[name]), 0, 1)) for name in names]
+    return {
+        (a, b): float(np.linalg.norm(colours[i] - colours[j]))
+        for i, a in enumerate(names)
+        for j, b in enumerate(names[:i])
+    }
+
+
+@pytest.mark.parametrize("deficiency", DEFICIENCIES)
+def test_methods_can_be_told_apart(deficiency: str) -> None:
+    methods = ["teacher", "student", "KD", "SD-KD", "iCD-KD", "CRD"]
+    apart = distances(deficiency, methods)
+    assert min(apart.values()) > 20, min(apart, key=apart.__getitem__)
+    # Nine colours have less room than six.
+    apart = distances(deficiency, [*methods, *figures.NEUTRAL])
+    assert min(apart.values()) > 18, min(apart, key=apart.__getitem__)
+
+
+def test_a_line_without_a_colour_is_no_method() -> None:
+    figures.use_style()
+    lines = plt.plot(np.eye(3))
+    assert [line.get_color() for line in lines] == list(figures.NEUTRAL.values())
+
+
+def test_a_term_has_the_colour_of_the_method_that_it_makes() -> None:
+    figures.use_style()
+    terms = ["cross_entropy", "dkd", "sd_nkd", "clustering", "my_own", "another"]
+    axis = plots.term_curves([{"epoch": 1} | dict.fromkeys(terms, 1.0)], terms).axes[0]
+    assert {line.get_label(): (line.get_color(), line.get_linestyle()) for line in axis.lines} == {
+        "cross-entropy": (figures.PALETTE["student"], "-"),
+        "DKD": (figures.PALETTE["KD"], "--"),
+        "SD-NKD": (figures.PALETTE["SD-KD"], ":"),
+        "clustering": (figures.PALETTE["iCD-KD"], "-"),
+        "my own": (figures.NEUTRAL["wine"], "-"),
+        "another": (figures.NEUTRAL["olive"], "-"),
+    }
+
+
+def test_members_of_a_family_differ_by_dashes() -> None:
+    for family in (("KD", "DKD", "NKD"), ("SD-KD", "SD-DKD", "SD-NKD"), ("iCD-KD", "iCD-DKD", "iCD-NKD")):
+        styles = [figures.line_style(name) for name in family]
+        assert len({style["color"] for style in styles}) == 1
+        assert len({style["linestyle"] for style in styles}) == 3
+
+
+def bars(height: float):
+    figure, axis = plt.subplots(figsize=(3, 2))
+    axis.bar([0, 1], [height, 1 - height])
+    return figure
+
+
+def pictures(html: str) -> list[Image.Image]:
+    encoded = re.findall(r'src="data:image/webp;base64,([^"]+)"', html)
+    return [Image.open(io.BytesIO(base64.b64decode(data))) for data in encoded]
+
+
+def test_flipbook_shows_one_frame_and_holds_all() -> None:
+    figures.use_style()
+    html = figures.flipbook([bars(h) for h in (0.1, 0.5, 0.9)], ["a", "b", "c"], alt="Two bars", start=1).data
+    assert len(pictures(html)) == 3
+    assert len({picture.size for picture in pictures(html)}) == 1
+    assert html.count(" hidden>") == 2
+    assert 'alt="Two bars (Frame: b)" width="288">' in html
+    assert not plt.get_fignums()
+    assert len(html) < 60_000
+
+
+def test_flipbook_of_arrays_keeps_them_exactly() -> None:
+    frames = RANDOM.integers(0, 256, (2, 16, 24, 3), dtype=np.uint8)
+    html = figures.flipbook(frames, ["x", "y"], alt=["the first", "the second"]).data
+    assert all(
+        np.array_equal(np.asarray(p.convert("RGB")), f) for p, f in zip(pictures(html), frames, strict=True)
+    )
+
+
+def test_flipbook_escapes_what_it_is_told() -> None:
+    html = figures.flipbook(np.zeros((2, 4, 4)), ['"<b>', "a|b"], alt="zero & nothing", name="<i>").data
+    assert "<b>" not in html
+    assert "<i>" not in html
+    assert "zero &amp; nothing" in html
+
+
+def test_flipbook_gives_up_quality_before_it_gives_up() -> None:
+    noise = RANDOM.integers(0, 256, (4, 200, 200, 3), dtype=np.uint8)
+    html = figures.flipbook(noise, list("abcd"), alt="noise").data
+    assert len(html) <= 300_000
+    with pytest.raises(ValueError, match="do not fit 20,000 bytes"):
+        figures.flipbook(noise, list("abcd"), alt="noise", max_bytes=20_000)
+
+
+def photo(seed: int):
+    figure, axis = plt.subplots(figsize=(3, 2))
+    axis.imshow(np.random.default_rng(seed).random((160, 160, 3)))
+    axis.set_title(f"noise {seed}")
+    return figure
+
+
+def test_flipbook_of_figures_gives_up_dots_before_it_gives_up() -> None:
+    figures.use_style()
+    sizes = {}
+    for room in (900_000, 150_000):
+        html = figures.flipbook([photo(i) for i in range(4)], list("abcd"), alt="noise", max_bytes=room).data
+        assert len(html) <= room
+        assert html.count('width="288"') == 4
+        (sizes[room],) = {picture.size for picture in pictures(html)}
+    assert sizes[900_000] == (576, 384)
+    assert sizes[150_000] < sizes[900_000]
+
+
+def test_a_frame_drawn_again_has_nothing_moved() -> None:
+    """Or the picture would jump under the slider where some frames were drawn once more than others."""
+    figures.use_style()
+    once, again = photo(0), photo(0)
+    figures._frame(once, 192)
+    figures._frame(again, 192)
+    figures._frame(again, 160)
+    assert np.array_equal(figures._frame(once, 128), figures._frame(again, 128))
+
+
+@pytest.mark.parametrize(
+    ("labels", "alt"), [(["one"], "two frames"), (["a", "b"], " "), (["a", "b"], ["only one"]), ([], "none")]
+)
+def test_flipbook_refuses_what_does_not_match(labels: list[str], alt: str | list[str]) -> None:
+    with pytest.raises(ValueError, match=r"frames|alt"):
+        figures.flipbook(np.zeros((2, 4, 4)), labels, alt=alt)
+
+
+@pytest.mark.parametrize("shape", [(5, 8, 9), (5, 8, 9, 3), (5, 3, 8, 9), (5, 1, 8, 9)])
+def test_contact_sheet_takes_images_as_they_come(shape: tuple[int, ...]) -> None:
+    figure = figures.contact_sheet(RANDOM.random(shape), [str(i) for i in range(5)], columns=3)
+    assert sum(bool(axis.images) for axis in figure.axes) == 5
+    assert {axis.images[0].get_array().shape[:2] for axis in figure.axes if axis.images} == {(8, 9)}
+    with pytest.raises(ValueError, match="5 images and 1 labels"):
+        figures.contact_sheet(RANDOM.random(shape), ["one"])
