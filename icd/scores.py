@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
@@ -78,6 +79,19 @@ def score(model: nn.Module, images: Tensor) -> Scores:
         )
     features, stages = maps(images)
     return Scores(head(features.mean((2, 3))), features, head, stages)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of training images."""
+
+    images: Tensor  # (B, 3, H, W), normalised
+    target: Tensor  # (B,) int64 labels
+    index: Tensor  # (B,) int64, which images of the training set these are
+
+    def rows(self, where: slice) -> Batch:
+        """Return some of the images with their labels and numbers."""
+        return Batch(self.images[where], self.target[where], self.index[where])
 
 
 class Scoring(nn.Module):

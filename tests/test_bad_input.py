@@ -53,7 +53,7 @@ from icd.scores import Scores, local_logits, score
 from icd.trainer import Recipe, Student, fit, fit_together
 
 SHORT = ["--network", "resnet10-8", "--recipe.epochs", "1", "--recipe.batch_size", "8"]
-ALONE = METHODS["alone"]
+ALONE = METHODS["alone"]()
 ALL_METHODS = "alone, KD, DKD, NKD, SD-KD, SD-DKD, SD-NKD, iCD-KD, iCD-DKD, iCD-NKD"
 ALL_NETWORKS = (
     "resnet10-8, resnet10-16, resnet10-32, resnet18-16, resnet18-32, resnet18-48, resnet20, resnet56, "
@@ -617,8 +617,8 @@ RUNS = [
      "the recipe's learning_rate is nan: give a positive number"),
     ("an infinite rate", lambda at: Recipe(learning_rate=torch.inf), ValueError,
      "the recipe's learning_rate is inf: give a positive number"),
-    ("gradients cut to nothing", lambda at: Recipe(clip=0), ValueError,
-     "the recipe's clip is 0: give a positive number"),
+    ("gradients cut to nothing", lambda at: Recipe(max_grad_norm=0), ValueError,
+     "the recipe's max_grad_norm is 0: give a positive number"),
     ("momentum for ever", lambda at: Recipe(momentum=1.0), ValueError,
      "the recipe's momentum is 1.0: give 0 or more, and less than 1"),
     ("nesterov without momentum", lambda at: Recipe(nesterov=True, momentum=0), ValueError,
@@ -639,13 +639,13 @@ RUNS = [
      "the recipe's milestones is 0.5: give shares of the run, from 0 to 1, like (0.5, 0.75)"),
     ("a checkpoint before the last", lambda at: train(small(), checkpoint_seconds=torch.nan), ValueError,
      "checkpoint_seconds is nan: give 0 seconds or more"),
-    ("pieces that do not divide", lambda at: train(small(), recipe=replace(QUICK, pieces=3)), RunError,
-     "16 images cannot be split into 3 equal pieces: let the recipe's pieces be a number that divides "
-     "them"),
-    ("no teacher", lambda at: train(small(), METHODS["KD"]), RunError,
+    ("accumulation steps that do not divide",
+     lambda at: train(small(), recipe=replace(QUICK, accumulation_steps=3)), RunError,
+     "16 images cannot be split into 3 equal parts: choose accumulation_steps that divide them"),
+    ("no teacher", lambda at: train(small(), METHODS["KD"]()), RunError,
      "the objective compares with a teacher and none was given: hand one over with teacher="),
     ("a teacher of other classes",
-     lambda at: train(small(), METHODS["KD"], teacher=small(1, 9)), ValueError,
+     lambda at: train(small(), METHODS["KD"](), teacher=small(1, 9)), ValueError,
      "kd_loss compares class with class: the student has 4 classes and the teacher 9. Only losses of "
      "Gram matrices and features accept a teacher of other classes"),
     ("a student of fewer classes", lambda at: train(small(0, 2)), RunError,
@@ -932,8 +932,8 @@ WRONG = [  # a name, a command, what happens before, and the line that follows "
      "compare {run} {tmp}/a {short} --methods alone", lambda at: at.file("a/results.csv", "a,b\n"),
      f"{{tmp}}/a/results.csv is no table of results: its first line is not {COLUMNS}"),
     ("a comparison of other settings",
-     "compare {run} {tmp}/a {short} --methods alone --seeds 1 --recipe.clip 1", lambda at: begun(at),
-     "{tmp}/a holds a run with another recipe.clip: there 40.0, here 1.0. Go on with --config "
+     "compare {run} {tmp}/a {short} --methods alone --seeds 1 --recipe.max_grad_norm 1", lambda at: begun(at),
+     "{tmp}/a holds a run with another recipe.max_grad_norm: there 40.0, here 1.0. Go on with --config "
      "{tmp}/a/config.yaml, or name another folder"),
     ("nothing to evaluate", "evaluate {tmp}/none", None,
      "{tmp}/none: there is no such file. Has the run that writes it ended?"),

@@ -39,7 +39,8 @@ from icd.experiments.compare import Result, read_results, write_results
 from icd.experiments.model_file import ModelCard, load_model, picture, save_model
 from icd.experiments.run import data_of, read_settings
 from icd.networks import load_published, network
-from icd.objective import METHODS, named
+from icd.objective import METHODS, parse
+from icd.scores import Batch
 from icd.trainer import Student
 from icd.trainer.checkpoint import Checkpoint
 from icd.trainer.distributed import make_accelerator
@@ -209,11 +210,11 @@ WORDS = [
 @fuzz(300)
 @given(words=st.lists(st.sampled_from(WORDS), max_size=8), at=st.integers(0, 400), cut=st.integers(0, 9))
 def test_objectives(words, at, cut):
-    text = str(METHODS["iCD-DKD"])
+    text = str(METHODS["iCD-DKD"]())
     with clean(ValueError):
-        assert named(text[: at % len(text)] + "".join(words) + text[at % len(text) + cut :]).names
+        assert parse(text[: at % len(text)] + "".join(words) + text[at % len(text) + cut :]).names
     with clean(ValueError):
-        assert named("".join(words)).names
+        assert parse("".join(words)).names
 
 
 # --- images
@@ -312,10 +313,9 @@ class Run:
 
     def __init__(self) -> None:
         self.accelerator: Accelerator = make_accelerator("float32")
-        self.data, self.learner = stripes(32), Student(small(), METHODS["alone"])
+        self.data, self.learner = stripes(32), Student(small(), METHODS["alone"]())
         self.learner.start(QUICK, self.accelerator)
-        images, target = self.data.training_batch(0, 0, 0, 16)
-        self.learner.step(images, target, None, 1, 0.1)
+        self.learner.step(Batch(*self.data.training_batch(0, 0, 0, 16)), None, 1, 0.1)
 
     def checkpoint(self, folder: Path) -> Checkpoint:
         return Checkpoint(folder, [self.learner], QUICK, self.data, None, self.accelerator, 60.0)

@@ -22,7 +22,7 @@ from icd.experiments.published import published_run, published_runs
 from icd.experiments.run import Teacher, check_classes, data_of, load, load_teacher, prepare, read_box
 from icd.networks.build import NETWORKS
 from icd.networks.build import network as build
-from icd.objective import METHODS, named
+from icd.objective import METHODS, parse
 from icd.trainer.evaluate import accuracy
 from icd.trainer.recipe import Recipe
 
@@ -51,7 +51,7 @@ def teach(
     """
     note = "trained on labels alone"
     often = checkpoint_seconds, checkpoint_epochs
-    return prepare(folder, network, METHODS["alone"], data, recipe, images, None, note, often)
+    return prepare(folder, network, METHODS["alone"](), data, recipe, images, None, note, often)
 
 
 def distil(
@@ -86,7 +86,7 @@ def distil(
         checkpoint_epochs: a checkpoint is written at the end of so many epochs as well. Folders that keep
             what was replaced, as Google Drive does in its bin, are spared by 240, and 600 seconds.
     """
-    objective, note = named(method), f"{method}, taught by {teacher}"
+    objective, note = parse(method), f"{method}, taught by {teacher}"
     master = load_teacher(teacher, teacher_network, data)
     often = checkpoint_seconds, checkpoint_epochs
     return prepare(folder, network, objective, data, recipe, images, master, note, often)
@@ -127,7 +127,7 @@ def compare(
     master, card = load_model(teacher)
     train = load(data, "fit" if split == "validation" else "train")
     for name in names:
-        check_classes(Teacher(teacher, master, card), METHODS[name], train.classes)
+        check_classes(Teacher(teacher, master, card), METHODS[name](), train.classes)
     held = load(data, split)
     comparison.finished(folder, network, recipe, held)
     build(network, len(train.classes), data.size)
@@ -233,8 +233,8 @@ def draw(
 
 def methods() -> None:
     """List the methods: the name, and the objective that it stands for."""
-    for name, objective in METHODS.items():
-        print(f"{name:10} {objective}")
+    for name in METHODS:
+        print(f"{name:10} {METHODS[name]()}")
 
 
 def recipes(name: str = "") -> None:

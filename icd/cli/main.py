@@ -20,9 +20,9 @@ from icd.errors import DataError, ModelError, NonFiniteLoss, RunError
 from icd.experiments.published import published_run
 from icd.experiments.run import read_settings
 from icd.files import write_atomically
-from icd.trainer.checkpoint import HOW, flat
-from icd.trainer.distributed import is_main
-from icd.trainer.recipe import Recipe
+from icd.trainer.checkpoint import flatten
+from icd.trainer.distributed import is_main_process
+from icd.trainer.recipe import EXECUTION_FIELDS, Recipe
 
 PROMISED = (DataError, ModelError, RunError, NonFiniteLoss, ValueError, OSError)
 TRAINING = ("teach", "distil", "compare")
@@ -34,11 +34,11 @@ def _reconcile(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / "config.yaml"
     one, several = (folder / "checkpoint.pt").exists(), (folder / "results.csv").exists()
     if path.exists() and (one or several):
-        there, here = flat(read_settings(path, advice="mend it, or delete it")), flat(settings)
+        there, here = flatten(read_settings(path, advice="mend it, or delete it")), flatten(settings)
         # A folder may be named otherwise or moved, and a comparison grow, in a precision of its next device.
         kept = {*there, *here} - {"folder", "methods", "seeds", "recipe.precision", *OFTEN}
         # Whether a run goes on where steps are computed otherwise, its checkpoint knows; these stay as begun.
-        how = {f"recipe.{name}": name for name in HOW if one}
+        how = {f"recipe.{name}": name for name in EXECUTION_FIELDS if one}
         other = [name for name in sorted(kept - how.keys()) if there.get(name) != here.get(name)]
         if other:
             raise RunError(
@@ -116,14 +116,14 @@ def main(arguments: list[str] | None = None) -> int:
             settings = json.loads(json.dumps(settings))
             _reconcile(Path(options["folder"]), settings)
         # Of several processes one speaks; what goes wrong, each says for itself.
-        with nullcontext() if is_main() else redirect_stdout(io.StringIO()):
+        with nullcontext() if is_main_process() else redirect_stdout(io.StringIO()):
             train = COMMANDS[name](**options)
             if train is not None:  # all is checked; `--config` reads the resolved settings again
                 text = yaml.safe_dump(settings, sort_keys=False)
                 write_atomically(Path(options["folder"]) / "config.yaml", text)
                 train()
     except KeyboardInterrupt:
-        if is_main():
+        if is_main_process():
             print(f"\nstopped{_how_to_go_on(name, options)}", file=sys.stderr)
         return 130
     except PROMISED as error:

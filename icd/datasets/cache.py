@@ -76,7 +76,7 @@ class CachedImages:
         """The same images, held on `device`: 196 kB each at 256 pixels."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
-    def near(self, device: torch.device, need: int) -> CachedImages:
+    def to_device_if_fits(self, device: torch.device, need: int) -> CachedImages:
         """These images, on a GPU with room for them beside `need` bytes for a step, else where they lie."""
         if device.type != "cuda" or not fits(self.images.nbytes + need, torch.cuda.mem_get_info(device)[0]):
             return self
@@ -101,12 +101,12 @@ class CachedImages:
         device: torch.device | str = "cpu",
         share: tuple[int, int] = (0, 1),
         out: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Batch `step` (from 0) of `epoch`: each image cut at random and flipped half the time.
 
         Of it, a process with `share` (i, n) gets image i and every n-th after it. Returns normalised images
-        (B, 3, size, size) float32, channels last, and labels (B,). `out`, the images of an earlier batch
-        that nobody needs any more, is written over: new memory costs more than the arithmetic.
+        (B, 3, size, size) float32, channels last, labels (B,), and their rows in this set
+        (B,). `out`, the images of an earlier batch, is written over: new memory costs more than arithmetic.
         """
         rows = _order(seed, epoch, len(self))[step * batch_size : (step + 1) * batch_size]
         chance = np.random.default_rng([seed, epoch, step])
@@ -114,7 +114,8 @@ class CachedImages:
         corner = chance.integers(0, room + 1, size=(2, len(rows)))
         flip = chance.random(len(rows)) < 0.5
         cuts = np.stack([rows, *corner, flip])[:, share[0] :: share[1]]
-        return self._cut(cuts, torch.device(device), out)
+        images, target = self._cut(cuts, torch.device(device), out)
+        return images, target, torch.from_numpy(cuts[0]).to(device, non_blocking=True)
 
     def batches(
         self, batch_size: int = 256, device: torch.device | str = "cpu"

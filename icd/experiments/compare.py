@@ -20,7 +20,7 @@ from icd.experiments.statistics import Interval, paired_interval
 from icd.files import write_atomically
 from icd.networks.build import network
 from icd.objective import METHODS
-from icd.trainer.distributed import count, is_main
+from icd.trainer.distributed import is_main_process, world_size
 from icd.trainer.evaluate import accuracy
 from icd.trainer.loop import fit_together
 from icd.trainer.provenance import commit, device_name
@@ -94,14 +94,14 @@ def compare(
         for method in missing:
             torch.manual_seed(seed)
             fresh = network(student, len(train.classes), train.size)
-            learners.append(Student(fresh, METHODS[method], method))
+            learners.append(Student(fresh, METHODS[method](), method))
         place = Path(folder) / f"seed-{seed}-{'+'.join(missing)}"
         fit_together(
             learners, train, replace(recipe, seed=seed), teacher=teacher, folder=place, progress=progress
         )
         for learner in learners:
             rows.append(measure(learner, held, network=student, seed=seed, together=len(learners)))
-        if is_main():
+        if is_main_process():
             write_results(table, rows)
     return rows
 
@@ -123,7 +123,7 @@ def finished(folder: str | Path, student: str, recipe: Recipe, held: CachedImage
     table = Path(folder) / "results.csv"
     rows = read_results(table) if table.exists() else []
     for row in rows:
-        now = (student, recipe.epochs, len(held), str(METHODS.get(row.method)))
+        now = (student, recipe.epochs, len(held), str(METHODS[row.method]()) if row.method in METHODS else "")
         if (row.network, row.epochs, row.images, row.objective) != now:
             raise RunError(
                 f"{table} holds runs with other settings ({row.method}, seed {row.seed}): name another folder"
@@ -139,7 +139,10 @@ def measure(
     `command` is by default the one that runs.
     """
     last = learner.history[-1]
-    here = {"device": device_name(next(learner.network.parameters()).device, count()), "commit": commit()}
+    here = {
+        "device": device_name(next(learner.network.parameters()).device, world_size()),
+        "commit": commit(),
+    }
     # A run from before this was kept is taken for one of this device.
     made = {name: ", ".join(dict.fromkeys(on[name] for on in learner.provenance or [here])) for name in here}
     return Result(
@@ -227,5 +230,5 @@ def write_results(path: str | Path, rows: Sequence[Result]) -> None:
 
 def command_line() -> str:
     """What to type to run this command again."""
-    several = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(count())]
-    return shlex.join([*(several if count() > 1 else ["python"]), "-m", "icd", *sys.argv[1:]])
+    several = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(world_size())]
+    return shlex.join([*(several if world_size() > 1 else ["python"]), "-m", "icd", *sys.argv[1:]])

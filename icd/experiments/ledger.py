@@ -17,13 +17,13 @@ from icd.errors import RunError, did_you_mean
 from icd.experiments.compare import Result, measure, read_results, write_results
 from icd.experiments.published import Figure, PublishedRun, published_run, published_runs
 from icd.files import make_folder
-from icd.trainer.checkpoint import HOW
-from icd.trainer.distributed import is_main
+from icd.trainer.distributed import is_main_process
+from icd.trainer.recipe import EXECUTION_FIELDS
 from icd.trainer.student import Student
 
 TEST_IMAGES = {"cub200": 5_794, "cifar100": 10_000}
 #: What may differ from a published run that is the same experiment. (The same images may lie in any folder.)
-FREE = {"data.root", "recipe.seed", *(f"recipe.{name}" for name in HOW)}
+FREE = {"data.root", "recipe.seed", *(f"recipe.{name}" for name in EXECUTION_FIELDS)}
 
 
 class Line(NamedTuple):
@@ -102,7 +102,7 @@ def enter(
                 return row
         measured = measure(learner, test, network=run.network, seed=run.recipe.seed, command=command)
         rows.append(replace(measured, method=run.name))
-        if is_main():
+        if is_main_process():
             write_results(table, rows)
     return rows[-1]
 

@@ -123,7 +123,7 @@ def published_runs() -> dict[str, PublishedRun]:
                 milestones=tuple(map(float, row["milestones"].split())),
                 momentum=float(row["momentum"]),
                 weight_decay=float(row["weight_decay"]),
-                clip=float(row["clip"]),
+                max_grad_norm=float(row["max_grad_norm"]),
             ),
         )
     return runs

@@ -17,14 +17,13 @@ from icd.datasets.cache import CachedImages
 from icd.errors import DataError, RunError
 from icd.experiments.model_file import ModelCard, load_model, save_model
 from icd.experiments.published import published_runs
-from icd.losses.checks import check_positive
 from icd.networks.build import network
 from icd.networks.pretrained import load_published
 from icd.objective import Objective
-from icd.trainer.checkpoint import flat
-from icd.trainer.distributed import is_main
+from icd.trainer.checkpoint import flatten
+from icd.trainer.distributed import is_main_process
 from icd.trainer.loop import fit
-from icd.trainer.recipe import Recipe, check_seconds
+from icd.trainer.recipe import Recipe
 
 
 class Teacher(NamedTuple):
@@ -51,8 +50,6 @@ def prepare(
     `often`: after how many seconds, and how many epochs, a checkpoint is written.
     """
     seconds, epochs = often
-    check_seconds("checkpoint_seconds", seconds)
-    check_positive("checkpoint_epochs", epochs)
     place = Path(folder)
     pixels, validation = load(data, images), load(data, "validation") if images == "fit" else None
     if teacher is not None:
@@ -86,7 +83,7 @@ def prepare(
             checkpoint_seconds=seconds,
             checkpoint_epochs=epochs,
         )
-        if is_main():
+        if is_main_process():
             save_model(place / "model.safetensors", student, card)
         last = history[-1]
         seen = (
@@ -164,7 +161,7 @@ def read_settings(path: Path, advice: str) -> dict[str, Any]:
     """What `config.yaml` beside a run holds, or RunError with the advice."""
     try:
         settings = yaml.safe_load(path.read_bytes())
-        flat(settings)  # what has no names and values, or holds itself, is no table of settings
+        flatten(settings)  # what has no names and values, or holds itself, is no table of settings
         return settings
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror}): {advice}") from error

@@ -10,7 +10,7 @@ from icd.datasets.cache import CachedImages
 
 @torch.no_grad()
 def predictions(model: nn.Module, data: CachedImages, batch_size: int = 64) -> Tensor:
-    """The logits of every image, (N, C) float32 on the host, in the order of `data`."""
+    """Return the logits of every image, (N, C) float32 on the host, in the order of `data`."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -20,5 +20,5 @@ def predictions(model: nn.Module, data: CachedImages, batch_size: int = 64) -> T
 
 
 def accuracy(model: nn.Module, data: CachedImages) -> float:
-    """The share of images whose highest logit is their class, top-1."""
+    """Return the fraction of images whose highest logit is their class (top-1 accuracy)."""
     return (predictions(model, data).argmax(1) == data.labels.cpu()).double().mean().item()

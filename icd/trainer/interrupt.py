@@ -9,17 +9,17 @@ from contextlib import contextmanager
 
 
 class Stop:
-    """Whether somebody asked a run to stop."""
+    """Whether a signal asked the run to stop."""
 
     requested = False
 
 
 @contextmanager
-def stop_politely() -> Iterator[Stop]:
-    """Inside, Ctrl-C and SIGTERM only set `requested`: a step is never cut in half. Twice means now."""
+def graceful_stop() -> Iterator[Stop]:
+    """Let Ctrl-C and SIGTERM set `requested`: no step is cut in half. A second signal stops at once."""
     stop = Stop()
 
-    def ask(signum: int, frame: object) -> None:
+    def request(signum: int, frame: object) -> None:
         if stop.requested:
             raise KeyboardInterrupt
         stop.requested = True
@@ -27,7 +27,7 @@ def stop_politely() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield stop
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:

@@ -1,4 +1,4 @@
-"""What a run will take: time, and a GPU's memory, which is found without one by a step with empty tensors."""
+"""What a run takes: time, and the memory of a step, estimated without a GPU."""
 
 from __future__ import annotations
 
@@ -6,87 +6,62 @@ import copy
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from icd.datasets.cache import CachedImages, fits
+from icd.datasets.cache import fits
 from icd.errors import RunError
-from icd.objective import Objective
-from icd.scores import score
+from icd.scores import Batch, score
+from icd.terms import Objective
+from icd.trainer.recipe import Recipe
+from icd.trainer.student import Student
 
-# What stays after autocast is asked for a type; float32 is no autocast at all.
-HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ADVICE = (
-    "Train in fp16 or bf16, or fewer students side by side; or let the recipe's pieces be 2, which changes "
-    "the statistics of batch normalisation"
+    "Train in fp16 or bf16, or fewer students side by side; or set the recipe's accumulation_steps to 2, "
+    "which changes the statistics of batch normalisation"
 )
 
 
 def time_left(epoch_seconds: float, epochs: int) -> str:
-    """A sentence for the log, once the first epoch is done."""
+    """Return a sentence for the log after the first epoch."""
     minutes = epoch_seconds * epochs / 60
     rest = f"{minutes:.0f} min" if minutes < 90 else f"{minutes // 60:.0f} h {minutes % 60:.0f} min"
     return f"an epoch takes {epoch_seconds:.3g} s, the other {epochs} about {rest}"
 
 
 def peak_megabytes() -> int:
-    """The most memory that this process has held, on the host, and on a GPU where it uses one.
-
-    Windows does not tell: there the host counts for 0.
-    """
+    """Return the peak memory of this process on the host (0 on Windows), plus that on its GPU."""
     host = 0.0
     if sys.platform != "win32":
-        import resource  # which Windows has not
+        import resource  # not on Windows
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         host = peak / (2**20 if sys.platform == "darwin" else 2**10)
     return round(host + (torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0))
 
 
-def memory_needed(
-    students: Sequence[tuple[nn.Module, Objective]],
-    teacher: nn.Module | None,
-    data: CachedImages,
-    images: int,
-    pieces: int,
-    accelerator: Accelerator,
-) -> int:
-    """`step_bytes` of a run on `images` of `data` in a batch: what this process's GPU will be given."""
-    return step_bytes(
-        students,
-        teacher,
-        images=images,
-        size=data.size,
-        classes=len(data.classes),
-        precision=accelerator.mixed_precision,
-        pieces=pieces,
-    )
-
-
-def say_memory(need: int, free: int, total: int) -> str:
-    """Bytes in a sentence, before the first step; with advice where a GPU's memory may not do."""
+def describe_memory(need: int, free: int, total: int) -> str:
+    """Return a sentence on a step's memory, in bytes, with advice if it may not fit."""
     text = f"a step takes about {need / 1e9:.1f} of the GPU's {total / 1e9:.1f} GB; {free / 1e9:.1f} are free"
-    return text if fits(need, free) else f"{text}. That may not do. {ADVICE}"
+    return text if fits(need, free) else f"{text}. That may not fit. {ADVICE}"
 
 
 @contextmanager
-def memory_to_spare() -> Iterator[None]:
-    """Inside, a GPU whose memory is full ends the run with a RunError that says what to do."""
+def explain_out_of_memory() -> Iterator[None]:
+    """Raise RunError with advice in place of an out-of-memory error of the GPU."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise RunError(
-            f"the GPU's memory is full. {ADVICE}. The last checkpoint is whole: a run with the same settings "
-            "goes on from it"
+            f"the GPU's memory is full. {ADVICE}. The last checkpoint is intact: a run with the same "
+            "settings resumes from it"
         ) from error
 
 
@@ -98,61 +73,84 @@ def step_bytes(
     size: int,
     classes: int,
     precision: str,
-    pieces: int = 1,
+    accumulation_steps: int = 1,
 ) -> int:
-    """The most bytes that tensors take at a time while every student makes a step of SGD with momentum.
+    """Return the peak bytes of tensors while every student makes a step of SGD with momentum.
 
-    Counted are weights, their gradients and momenta, what autograd keeps, and all that is computed on the
-    way. Not counted: what a GPU's driver and libraries take for themselves, some hundred megabytes.
+    The step runs on fake tensors, which have shapes and no data. Counted are weights, gradients, momenta,
+    activations and everything computed on the way; not the GPU's driver and libraries, some hundred MB.
 
     Args:
-        students: networks with their objectives, that learn side by side; they are left as they are.
-        teacher: the network that they learn from, if any.
-        images: how many a process has in a batch.
+        students: networks with their objectives, side by side; they are not changed.
+        teacher: their teacher, or None.
+        images: a process's part of the batch.
         size: pixels a side of an image.
         classes: of the data set.
         precision: "float32", "bf16" or "fp16".
-        pieces: in how many the batch is split, one after the other (`Recipe.pieces`).
+        accumulation_steps: `Recipe.accumulation_steps`.
     """
-
-    def autocast() -> torch.autocast:
-        return torch.autocast("cpu", HALVES.get(precision), enabled=precision in HALVES)
-
-    hollow = [copy.deepcopy(student).to("meta") for student, _ in students]
-    hollow_teacher = None if teacher is None else copy.deepcopy(teacher).to("meta")
+    recipe = Recipe(accumulation_steps=accumulation_steps)
+    hollow = [Student(copy.deepcopy(n).to("meta"), copy.deepcopy(o).to("meta")) for n, o in students]
+    hollow_teacher = None if teacher is None else copy.deepcopy(teacher).to("meta").eval()
     with FakeTensorMode(), Peak() as peak:
-        master = None if hollow_teacher is None else _settle(hollow_teacher).eval()
-        learners = [(_settle(s).train(), o) for s, (_, o) in zip(hollow, students, strict=True)]
-        optimizers = [torch.optim.SGD(student.parameters(), 0.1, momentum=0.9) for student, _ in learners]
-        batch = torch.empty(images, 3, size, size).contiguous(memory_format=torch.channels_last)
-        target = torch.zeros(images, dtype=torch.int64)
-        for _ in range(2):  # at the second, momenta are there
-            with autocast(), torch.no_grad():
-                told = None if master is None else score(master, batch)
-            for (student, objective), optimizer in zip(learners, optimizers, strict=True):
-                for first in range(0, images, images // pieces):
-                    rows = slice(first, first + images // pieces)
-                    with autocast():
-                        said = score(student, batch[rows])
-                    told_part = None if told is None else told.rows(rows)
-                    objective(said, told_part, target[rows])[0].backward()
-                optimizer.step()
-                optimizer.zero_grad()
+        backend = _FakeBackend(precision)
+        shape = torch.empty(images, 3, size, size).contiguous(memory_format=torch.channels_last)
+        batch = Batch(shape, *torch.zeros(2, images, dtype=torch.int64))
+        if hollow_teacher is not None:
+            _materialise(hollow_teacher)
+        for student in hollow:
+            _materialise(student.network)
+            _materialise(student.objective)
+            if student.objective.needs_build:
+                with torch.no_grad():
+                    scores = None if hollow_teacher is None else score(hollow_teacher, batch.images)
+                student.build(batch, scores, images, seed=0)
+            student.start(recipe, backend)
+        for _ in range(2):  # every tensor of a run exists at the second step
+            with backend.autocast(), torch.no_grad():
+                teacher_scores = None if hollow_teacher is None else score(hollow_teacher, batch.images)
+            for student in hollow:
+                student.step(batch, teacher_scores, 1, 0.1)
     return peak.highest
 
 
-def _settle(network: nn.Module) -> nn.Module:
-    """Gives a network that has only the shapes of its weights some of no content, channels last."""
+class _FakeBackend:
+    """What a `Student` needs of Accelerate, on fake tensors."""
+
+    device = torch.device("cpu")
+    num_processes = 1
+
+    def __init__(self, precision: str):
+        self.half = HALF.get(precision)
+
+    def prepare(self, *args: Any) -> Any:
+        return args
+
+    def unwrap_model(self, model: Any, keep_fp32_wrapper: bool) -> Any:
+        return model
+
+    def autocast(self) -> Any:
+        return nullcontext() if self.half is None else torch.autocast("cpu", self.half)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def unscale_gradients(self, optimizer: Any) -> None:
+        pass
+
+
+def _materialise(network: nn.Module) -> None:
+    """Replace weights on the meta device by fake ones, channels last."""
 
     def weight(like: Tensor) -> Tensor:
         order = torch.channels_last if like.ndim == 4 else torch.contiguous_format
         return torch.empty(like.shape, dtype=like.dtype).contiguous(memory_format=order)
 
-    return network._apply(weight)
+    network._apply(weight)
 
 
 class Peak(TorchDispatchMode):
-    """Counts the bytes of the tensors that live at a time."""
+    """Count the bytes of the tensors that are alive at a time."""
 
     def __init__(self) -> None:
         super().__init__()

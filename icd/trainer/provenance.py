@@ -1,4 +1,4 @@
-"""On what a run is made: the device, and the commit of this program."""
+"""Where a result comes from: device, commit, and digests of weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 
 
 def device_name(device: torch.device, processes: int = 1) -> str:
-    """What a log calls the hardware; each process has a device of its own."""
+    """Return the name of the hardware for a log; each process has a device of its own."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -24,9 +24,9 @@ def device_name(device: torch.device, processes: int = 1) -> str:
 
 @lru_cache(maxsize=1)
 def commit() -> str:
-    """The commit that runs: of the checkout, with a + where files differ, or of what pip installed from git.
+    """Return the commit of this package: of its checkout, or of what pip installed from git.
 
-    "installed" where neither is known.
+    A checkout with changed files has a + at the end. "installed" if neither is known.
     """
 
     def git(*arguments: str) -> str:
@@ -36,16 +36,15 @@ def commit() -> str:
         ).stdout
 
     try:
-        git(
-            "ls-files", "--error-unmatch", Path(__file__).name
-        )  # else it is installed within another checkout
-        changed = git("status", "--porcelain", "--untracked-files=no", ".").strip()
+        # Fails if the package is installed inside another project's checkout.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        changed = git("status", "--porcelain", "--untracked-files=no", "..").strip()
         return git("rev-parse", "--short=10", "HEAD").strip() + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return _installed()
+        return _installed_commit()
 
 
-def _installed() -> str:
+def _installed_commit() -> str:
     try:
         origin = json.loads(metadata.distribution("icd-book").read_text("direct_url.json") or "{}")
         return str(origin["vcs_info"]["commit_id"])[:10]
@@ -54,12 +53,12 @@ def _installed() -> str:
 
 
 def describe(network: nn.Module) -> str:
-    """A network's class and the number of its weights."""
+    """Return a network's class and its number of weights."""
     return f"{type(network).__name__}, {sum(p.numel() for p in network.parameters())} weights"
 
 
 def digest(network: nn.Module) -> str:
-    """A digest of a network's weights."""
+    """Return a digest of a network's weights."""
     total = hashlib.sha256()
     for name, value in network.state_dict().items():
         total.update(name.encode())

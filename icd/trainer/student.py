@@ -1,141 +1,197 @@
-"""One student: its network, objective, optimizer and one training step."""
+"""A student: its network, its objective, its optimizer, and one training step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from icd.errors import NonFiniteLoss
-from icd.objective import Objective
-from icd.scores import Scores, Scoring
-from icd.trainer.distributed import (
-    average,
-    synchronise,
-)
+from icd.scores import Batch, Scores, Scoring, score
+from icd.terms import Objective
+from icd.trainer.distributed import all_reduce_mean, synchronise
 from icd.trainer.recipe import Recipe
 
-KEPT = "The last checkpoint, if one was written, is from before"
+ADVICE = "Lower the learning rate, or train in float32. A checkpoint written earlier is unaffected"
+
+
+class Backend(Protocol):
+    """The part of `accelerate.Accelerator` that a step needs."""
+
+    device: torch.device
+    num_processes: int
+
+    def prepare(self, *args: Any) -> Any: ...
+    def unwrap_model(self, model: Any, keep_fp32_wrapper: bool) -> Any: ...
+    def autocast(self) -> Any: ...
+    def backward(self, loss: Tensor) -> None: ...
+    def unscale_gradients(self, optimizer: Any) -> None: ...
 
 
 @dataclass
 class Student:
-    """One student on its way (chapter 6): its network, its objective, and its log so far."""
+    """One student in training (chapter 6).
+
+    Attributes:
+        network: trained in place.
+        objective: what it is trained for. Its terms' parameters are trained too and are not saved with the
+            network.
+        name: of its rows in the log.
+        history: one row an epoch so far.
+        provenance: device, commit, versions and precision, and the epoch from which they hold.
+    """
 
     network: nn.Module
     objective: Objective
     name: str = "student"
     history: list[dict[str, Any]] = field(default_factory=list)
-    provenance: list[dict[str, Any]] = field(default_factory=list)  # device, commit, ... from which epoch on
+    provenance: list[dict[str, Any]] = field(default_factory=list)
 
-    def start(self, recipe: Recipe, accelerator: Accelerator) -> None:
-        """Take a place on the device, with a fresh optimizer."""
-        to_channels_last(self.network, accelerator.device).train()
-        if recipe.sync_batch_norm and accelerator.num_processes > 1:
-            synchronise(self.network)
+    def build(self, first: Batch, teacher: Scores | None, images: int, seed: int) -> None:
+        """Create the parameters and buffers of the objective's terms, a function of `seed` alone.
+
+        Args:
+            first: the first batch of the run, for shapes.
+            teacher: the teacher's scores of it.
+            images: the number of training images.
+            seed: of the initial weights.
+        """
+        self.network.eval()  # this forward pass must not change the batch statistics
+        device = first.images.device
+        with torch.no_grad(), device, torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            self.objective.build(score(self.network, first.images), teacher, images)
+
+    def move(self, device: torch.device) -> None:
+        """Move the network and the objective to a device."""
+        to_channels_last(self.network, device)
+        self.objective.to(device)
+
+    def start(self, recipe: Recipe, backend: Backend) -> None:
+        """Create the optimizer, and begin an epoch."""
+        self.network.train()
+        if recipe.sync_batch_norm and backend.num_processes > 1:
+            self.network = synchronise(self.network, backend.device)
         optimizer = torch.optim.SGD(
-            self.network.parameters(),
+            list(self._weights()),
             recipe.learning_rate,
             recipe.momentum,
             weight_decay=recipe.weight_decay,
             nesterov=recipe.nesterov,
-            # One kernel, and loss scaling does not make the host wait for the GPU.
-            fused=accelerator.device.type == "cuda",
+            # One kernel, and with loss scaling the host does not wait for the GPU.
+            fused=backend.device.type == "cuda",
         )
         scoring = compiled(Scoring(self.network), recipe)
-        self.scoring, self.optimizer = accelerator.prepare(scoring, optimizer)
-        # Without Accelerate's wrapper, which copies all that a network says to float32 under autocast.
-        accelerator.unwrap_model(self.scoring, keep_fp32_wrapper=False)
+        self.scoring, self.optimizer = backend.prepare(scoring, optimizer)
+        # Without Accelerate's wrapper, which copies all scores to float32 under autocast.
+        backend.unwrap_model(self.scoring, keep_fp32_wrapper=False)
         if recipe.momentum:
-            # The fused step leaves new momenta unwritten where loss scaling skips it: they begin at zero.
-            for weight in self.network.parameters():
+            # A fused step that loss scaling skips leaves new momenta uninitialised: create them as zeros.
+            for weight in self._weights():
                 self.optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-        self.accelerator, self.clip, self.pieces = accelerator, recipe.clip, recipe.pieces
+        self.backend, self.recipe = backend, recipe
         self.columns = (*self.objective.names, "train_accuracy")
-        self.sums = [0.0] * len(self.columns)  # over the epoch's steps so far
-        self.waiting: list[Tensor] = []  # what later steps said, not yet copied from the device
+        self.sums = [0.0] * len(self.columns)  # over the steps of the epoch so far
+        self.pending: list[Tensor] = []  # values of later steps, not yet copied from the device
 
-    def step(
-        self,
-        images: Tensor,
-        target: Tensor,
-        teacher: Scores | None,
-        epoch: int,
-        rate: float,
-    ) -> None:
-        """One step of SGD (chapter 6); nothing here waits for the device."""
-        said = []
-        for piece in split(len(images), self.pieces):
-            with self.accelerator.autocast():
-                scores = self.scoring(images[piece])
-            told = None if teacher is None else teacher.rows(piece)
-            loss, parts = self.objective(scores, told, target[piece], epoch)
-            self.accelerator.backward(loss / self.pieces)
-            right = (scores.logits.detach().argmax(1) == target[piece]).float().mean()
-            said.append(torch.cat([parts, right[None]]))
-        self.accelerator.unscale_gradients(self.optimizer)
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
+    def step(self, batch: Batch, teacher: Scores | None, epoch: int, rate: float) -> None:
+        """Make one step of SGD (chapter 6) without waiting for the device.
+
+        Args:
+            batch: this process's part of the batch.
+            teacher: the teacher's scores of it.
+            epoch: counted from 1.
+            rate: the learning rate.
+        """
+        values = []
+        for part in split(len(batch.images), self.recipe.accumulation_steps):
+            images, target = batch.images[part], batch.target[part]
+            with self.backend.autocast():
+                scores = self.scoring(images)
+            teacher_scores = None if teacher is None else teacher.rows(part)
+            loss, parts = self.objective(scores, teacher_scores, batch.rows(part), epoch)
+            self.backend.backward(loss / self.recipe.accumulation_steps)
+            correct = (scores.logits.detach().argmax(1) == target).float().mean()
+            values.append(torch.cat([parts, correct[None]]))
+        for weight in self.objective.parameters():  # the network's are averaged by its wrapper
+            if weight.grad is not None:
+                weight.grad = all_reduce_mean(weight.grad)
+        self.backend.unscale_gradients(self.optimizer)
+        nn.utils.clip_grad_norm_(self._weights(), self.recipe.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.waiting.append(average(torch.stack(said).mean(0)))
+        self.pending.append(all_reduce_mean(torch.stack(values).mean(0)))
+
+    def _weights(self) -> Iterator[nn.Parameter]:
+        """Yield everything that the optimizer trains."""
+        yield from self.network.parameters()
+        yield from self.objective.parameters()
 
     def read(self, epoch: int, step: int) -> dict[str, float]:
-        """Wait for the steps of `epoch` up to `step` (both from 1); returns the epoch's means so far."""
-        rows = torch.stack(self.waiting).tolist() if self.waiting else []
-        self.waiting = []
+        """Wait for the steps of `epoch` up to `step` (both from 1); return the epoch's means so far.
+
+        Raises:
+            NonFiniteLoss: a term is NaN or infinite, with its epoch, step and name.
+        """
+        rows = torch.stack(self.pending).tolist() if self.pending else []
+        self.pending = []
         for number, row in enumerate(rows, step - len(rows) + 1):
             for column, value in zip(self.columns, row, strict=True):
                 if not math.isfinite(value):
                     raise NonFiniteLoss(
-                        f"{self.name}: {column} is {value} in epoch {epoch}, step {number}. Lower the "
-                        f"learning rate, or train in float32. {KEPT}"
+                        f"{self.name}: {column} is {value} in epoch {epoch}, step {number}. {ADVICE}"
                     )
             self.sums = [total + value for total, value in zip(self.sums, row, strict=True)]
         return {column: total / step for column, total in zip(self.columns, self.sums, strict=True)}
 
-    def close_epoch(self, **row: Any) -> None:
+    def end_epoch(self, **row: Any) -> None:
+        """Append a row to the log."""
         self.history.append(row)
         self.sums = [0.0] * len(self.columns)
 
     def state(self) -> dict[str, Any]:
-        """All that decides how this student goes on."""
-        weights = self.network.state_dict()
-        broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
-        if broken:
-            raise NonFiniteLoss(
-                f"{self.name}: {broken[0]} is not finite after {len(self.history)} whole epoch(s). Lower the "
-                f"learning rate, or train in float32. {KEPT}"
-            )
-        optimizer = self.optimizer.state_dict()
+        """Return everything that decides how this student continues.
+
+        Raises:
+            NonFiniteLoss: a weight is NaN or infinite.
+        """
+        networks = {"network": self.network.state_dict(), "objective": self.objective.state_dict()}
+        for weights in networks.values():
+            for name, value in weights.items():
+                if isinstance(value, Tensor) and not torch.isfinite(value).all():
+                    raise NonFiniteLoss(
+                        f"{self.name}: {name} is not finite after {len(self.history)} epoch(s). {ADVICE}"
+                    )
         log = {"history": self.history, "provenance": self.provenance, "sums": self.sums}
-        return {"network": weights, "optimizer": optimizer, **log}
+        return {**networks, "optimizer": self.optimizer.state_dict(), **log}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` returned."""
         self.network.load_state_dict(state["network"])
+        self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.history, self.sums = state["history"], state["sums"]
-        self.provenance = state.get("provenance", [])  # which early checkpoints lack
+        self.history, self.sums, self.provenance = state["history"], state["sums"], state["provenance"]
 
 
-def split(images: int, pieces: int) -> list[slice]:
-    """The rows of each of so many equal pieces."""
-    length = images // pieces
+def split(images: int, parts: int) -> list[slice]:
+    """Return the rows of each of `parts` equal parts of a batch."""
+    length = images // parts
     return [slice(first, first + length) for first in range(0, images, length)]
 
 
 def compiled(scoring: Scoring, recipe: Recipe) -> Scoring:
-    """The same module; its operators will be fused where the recipe asks for it."""
+    """Return the module, compiled in place if the recipe asks for it."""
     if recipe.compile:
         scoring.compile()
     return scoring
 
 
 def to_channels_last(network: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network to a device, its filters in the layout that convolutions are quickest in."""
+    """Move a network to a device, with weights in the memory layout in which convolutions are quickest."""
     return network.to(device).to(memory_format=torch.channels_last)

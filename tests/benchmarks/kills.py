@@ -40,7 +40,7 @@ from icd.datasets.cache import CachedImages
 from icd.files import load_tensors
 from icd.networks import SmallResNet
 from icd.objective import METHODS
-from icd.trainer import Recipe, fit
+from icd.trainer import Recipe, fit, loop
 from icd.trainer.checkpoint import Checkpoint
 from icd.trainer.provenance import digest
 
@@ -64,18 +64,21 @@ def train(folder: Path, tell: Connection) -> None:
     student, teacher = (SmallResNet(4, widths=(8, 16), blocks=(1, 1)) for _ in range(2))
     student.stages.append(nn.Dropout(0.1))  # without it nothing would depend on the random state
 
-    def telling(act: Callable[..., Place | None]) -> Callable[..., Place | None]:
-        def told(checkpoint: Checkpoint, *saved: int) -> Place | None:
-            loaded = act(checkpoint, *saved)
-            tell.send((act.__name__, loaded or saved, digest(student)))
-            return loaded
+    restore, save = loop.restore, Checkpoint.save
 
-        return told
+    def reported_restore(*arguments: Any) -> Place:
+        place = restore(*arguments)
+        tell.send(("restore", place, digest(student)))
+        return place
 
-    Checkpoint.restore, Checkpoint.save = telling(Checkpoint.restore), telling(Checkpoint.save)
+    def reported_save(checkpoint: Checkpoint, state: dict[str, Any], where: str) -> None:
+        save(checkpoint, state, where)
+        tell.send(("save", (state["epoch"], state["step"]), digest(student)))
+
+    loop.restore, Checkpoint.save = reported_restore, reported_save
     recipe = Recipe(epochs=EPOCHS, batch_size=BATCH, precision="float32")
     where = {"folder": folder, "checkpoint_seconds": 0.0}
-    fit(student, METHODS["iCD-KD"], data, recipe, teacher=teacher, progress=False, **where)
+    fit(student, METHODS["iCD-KD"](), data, recipe, teacher=teacher, progress=False, **where)
 
 
 class Run:
@@ -83,7 +86,7 @@ class Run:
 
     def __init__(self, folder: Path):
         context = multiprocessing.get_context("forkserver")  # imports once, and every process is a copy
-        context.set_forkserver_preload(["icd.training", "icd.zoo", "torch._dynamo"])
+        context.set_forkserver_preload(["icd.trainer.loop", "icd.networks", "torch._dynamo"])
         self.folder = folder
         self.told: list[tuple[str, Place, str]] = []
         self.before = self.parts()

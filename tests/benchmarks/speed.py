@@ -49,6 +49,7 @@ from icd.datasets.folders import class_folders
 from icd.datasets.images import ImageList
 from icd.networks import network
 from icd.objective import METHODS
+from icd.scores import Batch
 from icd.trainer import Recipe, Student, fit, fit_together
 from icd.trainer.distributed import make_accelerator, native_precision
 from icd.trainer.memory import peak_megabytes
@@ -157,7 +158,7 @@ def reading(photos_below: str, workspace: Path) -> Contenders:
     def stored() -> None:
         nonlocal images  # each batch is written over the one before, as in training
         for step in range(pixels.steps(64)):
-            images, _ = pixels.training_batch(0, 1, step, 64, out=images)
+            images, *_ = pixels.training_batch(0, 1, step, 64, out=images)
 
     def decoded() -> None:
         for _ in loader:
@@ -208,7 +209,7 @@ def training(name: str) -> Contenders:
     recipe = Recipe()
     images, target = torch.randn(64, 3, 32, 32), torch.randint(100, (64,))
     quick = images.contiguous(memory_format=torch.channels_last)
-    learner = Student(network(name, 100), METHODS["alone"])
+    learner = Student(network(name, 100), METHODS["alone"]())
     learner.start(recipe, make_accelerator("auto"))
     model = network(name, 100)
     optimizer = torch.optim.SGD(
@@ -217,13 +218,15 @@ def training(name: str) -> Contenders:
 
     def plainly() -> None:
         F.cross_entropy(model(images), target).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
 
     return {
         "written plainly": plainly,
-        "package": lambda: learner.step(quick, target, None, 1, recipe.learning_rate),
+        "package": lambda: learner.step(
+            Batch(quick, target, torch.arange(len(target))), None, 1, recipe.learning_rate
+        ),
     }
 
 
@@ -235,16 +238,16 @@ def comparing(teacher: str, student: str, size: int) -> Contenders:
     fixed = {"teacher": master, "progress": False}
 
     def together() -> None:
-        learners = [Student(network(student, 100, size), METHODS[name], name) for name in FIVE]
+        learners = [Student(network(student, 100, size), METHODS[name](), name) for name in FIVE]
         fit_together(learners, data, recipe, **fixed)
 
     def one_by_one() -> None:
         for name in FIVE:
-            fit(network(student, 100, size), METHODS[name], data, recipe, **fixed)
+            fit(network(student, 100, size), METHODS[name](), data, recipe, **fixed)
 
     def untaught() -> None:
         for _ in FIVE:
-            fit(network(student, 100, size), METHODS["alone"], data, recipe, progress=False)
+            fit(network(student, 100, size), METHODS["alone"](), data, recipe, progress=False)
 
     return {"side by side": together, "five runs": one_by_one, "without a teacher": untaught}
 

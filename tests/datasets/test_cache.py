@@ -108,8 +108,8 @@ def photos_at(photos, pixels):
 
 def test_a_batch_is_a_pure_function_of_seed_epoch_and_step(photos, tmp_path):
     pixels = load(photos, folder=tmp_path / "store", progress=False)
-    images, _ = pixels.training_batch(1, 2, 1, 4)
-    again, _ = pixels.training_batch(1, 2, 1, 4)
+    images, *_ = pixels.training_batch(1, 2, 1, 4)
+    again, *_ = pixels.training_batch(1, 2, 1, 4)
     assert torch.equal(images, again)
     assert images.shape == (4, 3, 28, 28)
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -123,12 +123,12 @@ def test_a_batch_is_a_pure_function_of_seed_epoch_and_step(photos, tmp_path):
 
 def test_a_batch_may_take_the_memory_of_an_earlier_one(photos, tmp_path):
     pixels = load(photos, folder=tmp_path / "store", progress=False)
-    fresh, _ = pixels.training_batch(1, 2, 1, 4)
-    earlier, _ = pixels.training_batch(1, 2, 0, 4)
-    again, _ = pixels.training_batch(1, 2, 1, 4, out=earlier)
+    fresh, *_ = pixels.training_batch(1, 2, 1, 4)
+    earlier, *_ = pixels.training_batch(1, 2, 0, 4)
+    again, *_ = pixels.training_batch(1, 2, 1, 4, out=earlier)
     assert again.data_ptr() == earlier.data_ptr()
     assert torch.equal(fresh, again)
-    larger, _ = pixels.training_batch(1, 2, 0, 5, out=earlier)
+    larger, *_ = pixels.training_batch(1, 2, 0, 5, out=earlier)
     assert larger.shape == (5, 3, 28, 28)
 
 
@@ -146,7 +146,7 @@ def test_cuts_lie_inside_flip_half_the_time_and_the_test_cut_is_central(photos, 
     pixels.images[:] = torch.stack([rows, columns, torch.zeros_like(rows)], 2).to(torch.uint8)
     corners, flips = set(), 0
     for epoch in range(40):
-        cut, _ = pixels.training_batch(0, epoch, 0, 12)
+        cut, *_ = pixels.training_batch(0, epoch, 0, 12)
         cut = (cut * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]) * 255
         for image in cut.round().int():
             down, along = image[0, :, 0], image[1, 0]

@@ -42,7 +42,7 @@ def test_a_test_image_is_the_file_s_and_a_training_image_is_cut_from_a_black_bor
     assert labels.tolist() == file.targets
     assert (len(train), train.images.shape[1], train.whole) == (40, 40, 32)
     assert train.images[:, :4].max() == train.images[:, :, 36:].max() == 0
-    seen, _ = train.training_batch(0, 0, 0, 16)
+    seen, *_ = train.training_batch(0, 0, 0, 16)
     assert seen.shape == (16, 3, 32, 32)
 
 

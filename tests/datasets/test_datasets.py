@@ -36,7 +36,7 @@ def test_results_are_paired_over_five_seeds_and_say_how_they_were_made(path):
     }
     assert all(found == set(range(5)) for found in seeds.values())
     for row in rows:
-        assert row.objective == str(METHODS[row.method])
+        assert row.objective == str(METHODS[row.method]())
         assert row.command.startswith("python -m icd compare ")
         assert re.fullmatch(r"[0-9a-f]{10}", row.commit)
         assert 0 < row.accuracy < 1

@@ -31,11 +31,11 @@ def test_every_run_has_a_row_and_is_what_it_would_be_alone(tmp_path):
     assert all(
         row.images == 96 and row.together == 2 and row.peak_mb > 50 and row.seconds > 0 for row in rows
     )
-    assert rows[1].objective == str(METHODS["KD"])
+    assert rows[1].objective == str(METHODS["KD"]())
     torch.manual_seed(1)
     alone = small(1)
     recipe = Recipe(**{**QUICK.__dict__, "seed": 1})
-    fit(alone, METHODS["KD"], data, recipe, teacher=teacher, progress=False)
+    fit(alone, METHODS["KD"](), data, recipe, teacher=teacher, progress=False)
     assert rows[3].accuracy == accuracy(alone, held)
 
 
@@ -75,7 +75,7 @@ def test_a_row_says_what_the_run_learned_on_and_not_what_measured_it(tmp_path, m
     def go_on(device, commit, call=None):
         monkeypatch.setattr("icd.checkpoint.device_name", lambda *_: device)
         monkeypatch.setattr("icd.checkpoint.commit", lambda: commit)
-        teacher, learner = small(1), Student(small(3), METHODS["KD"])
+        teacher, learner = small(1), Student(small(3), METHODS["KD"]())
         if call:
             interrupt(teacher, call)
         with pytest.raises(KeyboardInterrupt) if call else nullcontext():

@@ -30,7 +30,7 @@ def short(**changes):
 
 
 def learned(teacher=1, **changes):
-    learner = Student(small(), METHODS["iCD-KD"], "student")
+    learner = Student(small(), METHODS["iCD-KD"](), "student")
     recipe = replace(QUICK, **changes)
     fit_together([learner], stripes(), recipe, teacher=small(teacher), progress=False)
     return learner
@@ -60,9 +60,9 @@ def test_what_has_not_ended_or_is_another_run_is_refused(tmp_path):
     with pytest.raises(RunError, match=f"has another run of {NAME} with seed 0: 96 images, python"):
         enter(short(), learner, fewer, DATA, tmp_path)
     with pytest.raises(RunError, match="Give this one another folder, or take that row out"):
-        enter(short(clip=1.0), learner, test, DATA, tmp_path)
+        enter(short(max_grad_norm=1.0), learner, test, DATA, tmp_path)
     assert enter(short(seed=1), learner, fewer, DATA, tmp_path).seed == 1
-    other = replace(short(seed=2), objective=METHODS["SD-KD"])
+    other = replace(short(seed=2), objective=METHODS["SD-KD"]())
     with pytest.raises(RunError, match=r"and the student learned by 0\.1"):
         enter(other, learner, test, DATA, tmp_path)
 
@@ -76,7 +76,7 @@ def test_a_row_is_that_of_the_run_whatever_is_free(tmp_path, monkeypatch):
         for data in (DATA, DataSet("birds", size=224)):
             assert enter(short(**changes), learner, test, data, tmp_path) == row
     assert enter(short(), learned(precision="float32"), test, DATA, tmp_path) == row
-    for other in (short(pieces=2), replace(short(), network="vgg8")):
+    for other in (short(accumulation_steps=2), replace(short(), network="vgg8")):
         with pytest.raises(RunError, match="has another run"):
             enter(other, learner, test, DATA, tmp_path)
 
@@ -117,9 +117,11 @@ def test_the_published_table_waits_for_the_very_run(tmp_path):
     for changed in (
         replace(true, images=300),
         replace(true, command=command_of(run, DataSet("cub200", size=112))),
-        replace(true, command=command_of(replace(run, recipe=replace(run.recipe, pieces=2)), DATA)),
+        replace(
+            true, command=command_of(replace(run, recipe=replace(run.recipe, accumulation_steps=2)), DATA)
+        ),
         replace(true, command=command_of(replace(run, network="vgg8"), DATA)),
-        replace(true, command=command_of(replace(run, objective=METHODS["KD"]), DATA)),
+        replace(true, command=command_of(replace(run, objective=METHODS["KD"]()), DATA)),
         replace(true, command="python -m icd compare"),
     ):
         write_results(tmp_path / "results.csv", [changed])

@@ -8,14 +8,14 @@ from functools import lru_cache
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, batch_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from icd.cli import main as command_line
 from icd.experiments.published import published_run, published_runs
 from icd.files import data_path
 from icd.networks import network
-from icd.objective import METHODS, named, parse
+from icd.objective import METHODS, parse
 from icd.scores import score
 from icd.trainer import Recipe, Student
 from icd.trainer.distributed import make_accelerator
@@ -102,7 +102,7 @@ def test_two_steps_of_every_pair_and_objective(data, teacher, student, objective
         told = score(fixed(teacher, classes, size), images) if teacher else None
     before = [weight.clone() for weight in learner.network.parameters()]
     for step in range(2):
-        learner.step(images, torch.tensor([0, 1]), told, step + 1, 0.01)
+        learner.step(batch_of(images, torch.tensor([0, 1])), told, step + 1, 0.01)
     means = learner.read(1, 2)
     assert all(value == value for value in means.values())
     assert any(not torch.equal(a, b) for a, b in zip(before, learner.network.parameters(), strict=True))
@@ -118,7 +118,7 @@ def test_every_recipe_on_a_gpu_without_one(pair):
         said = score(network(student, classes, size), images)
         for run in DISTINCT.values():
             if (run.data, run.teacher, run.network) == pair:
-                loss, parts = run.objective(said, told, target)
+                loss, parts = run.objective(said, told, batch_of(images, target))
                 assert loss.device.type == parts.device.type == "cuda"
 
 
@@ -152,7 +152,9 @@ def test_a_recipe_stands_for_settings_and_options_beside_it_change_them(tmp_path
     assert "takes: 4.02 million weights; 22,320 steps; memory of a step " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("objective", [*METHODS.values(), *(run.objective for run in RUNS.values())], ids=str)
+@pytest.mark.parametrize(
+    "objective", [*(make() for make in METHODS.values()), *(run.objective for run in RUNS.values())], ids=str
+)
 def test_an_objective_is_read_as_it_is_printed(objective):
     assert str(parse(str(objective))) == str(objective)
     assert parse(str(objective)).names == objective.names
@@ -174,4 +176,4 @@ def test_an_objective_is_read_as_it_is_printed(objective):
 )
 def test_what_is_no_objective_is_refused(text, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        named(text)
+        parse(text)

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision.models as tv
+from helpers import batch_of
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
@@ -444,7 +445,7 @@ def test_a_fake_card_runs_a_step_of_icd_kd(family):
         with torch.no_grad():
             told = score(teacher.eval(), batch)
         said = score(student.train(), batch)
-        loss, parts = METHODS["iCD-KD"](said, told, target)
+        loss, parts = METHODS["iCD-KD"]()(said, told, batch_of(batch, target))
     # (Without a card the autograd engine itself refuses to go backward.)
     assert {tensor.device.type for tensor in (loss, parts, *said.stages)} == {"cuda"}
     assert loss.requires_grad

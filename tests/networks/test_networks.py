@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, batch_of
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
@@ -133,20 +133,21 @@ def test_every_objective_of_every_network_stays_on_a_cuda_device(name, image_siz
         with torch.device("cuda"):
             model = network(name, 50, image_size)
             images, target = torch.rand(2, 3, image_size, image_size), torch.zeros(2, dtype=torch.int64)
+            batch = batch_of(images, target)
         assert model(images).device.type == "cuda"
         student = score(model, images)
         teacher = Scores(*student)
         coarse = min(student.features.shape[2:]) < 4
-        for objective in METHODS.values():
+        for objective in (make() for make in METHODS.values()):
             if coarse and any(name == "clustering" or name.startswith("sd_") for name in objective.names):
                 with pytest.raises(ValueError, match="repeat=True"):
-                    objective(student, teacher, target)
+                    objective(student, teacher, batch)
                 continue
-            assert_a_scalar_on_cuda(*objective(student, teacher, target))
+            assert_a_scalar_on_cuda(*objective(student, teacher, batch))
         if coarse:
             for loss in (kd_loss, dkd_loss, nkd_loss):
                 objective = scale_decoupled(loss, repeat=True) + clustering(repeat=True)
-                assert_a_scalar_on_cuda(*objective(student, teacher, target))
+                assert_a_scalar_on_cuda(*objective(student, teacher, batch))
 
 
 def assert_a_scalar_on_cuda(loss: torch.Tensor, parts: torch.Tensor) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import ROOT, stripes
+from helpers import ROOT, batch_of, stripes
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -55,17 +55,14 @@ def test_the_guard_sees_what_waits():
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_of_training_never_waits_for_the_device(method):
     torch.manual_seed(0)
-    learner = Student(SmallResNet(5, widths=(8, 12, 16), blocks=(1, 1, 1)), METHODS[method], method)
+    learner = Student(SmallResNet(5, widths=(8, 12, 16), blocks=(1, 1, 1)), METHODS[method](), method)
     learner.start(Recipe(), make_accelerator("float32"))
     images, target = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
     with torch.no_grad():
         told = score(SmallResNet(5, widths=(8, 12, 16), blocks=(1, 1, 1)), images)
     with NoWaiting():
-        scores = learner.scoring(images)
-        loss, _ = learner.objective(scores, told, target, 1)
-        loss.backward()
-    learner.step(images, target, told, 1, 0.1)
-    assert len(learner.waiting) == 1
+        learner.step(batch_of(images, target), told, 1, 0.1)
+    assert len(learner.pending) == 1
 
 
 def test_the_terms_take_few_operators_and_wait_for_none():
@@ -96,13 +93,13 @@ def test_a_batch_is_cut_and_sent_without_waiting_for_the_device(held, monkeypatc
     def constant(like, *_):  # made once on a real device, and for every batch on this one
         return like.new_zeros(like.shape[-1]), like.new_ones(like.shape[-1])
 
-    monkeypatch.setattr("icd.pixels._shift_and_scale", constant)
+    monkeypatch.setattr("icd.datasets.cache._shift_and_scale", constant)
     with FakeTensorMode(allow_non_fake_inputs=True):
         data = replace(stripes(16), size=12)
         data = data.to(held) if held == "cuda" else data
         with NoBlockingCopy() as guard:
-            images, target = data.training_batch(0, 0, 0, 8, torch.device("cuda"))
-    assert images.device.type == target.device.type == "cuda"
+            images, target, index = data.training_batch(0, 0, 0, 8, torch.device("cuda"))
+    assert images.device.type == target.device.type == index.device.type == "cuda"
     assert guard.copies > 0
 
 
@@ -120,7 +117,7 @@ def test_half_precision_networks_on_a_gpu_give_a_loss_in_float32_there(method, h
         images, target = torch.randn(4, 3, 64, 64), torch.zeros(4, dtype=torch.int64)
         said, told = score(student, images), score(teacher, images)
         assert said.logits.dtype == torch.float16
-        loss, parts = METHODS[method](said, told, target)
+        loss, parts = METHODS[method]()(said, told, batch_of(images, target))
     assert loss.device.type == parts.device.type == "cuda"
     assert loss.dtype == torch.float32
     assert loss.shape == ()

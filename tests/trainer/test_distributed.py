@@ -85,7 +85,7 @@ def train_together(folder: Path) -> dict:
     join(PATIENCE)
     left: dict = {"layers": {name: normalised(*how) for name, how in LAYERS.items()}}
     left["runs"] = {name: run(name, folder / name) for name in RUNS}
-    pair = [Student(small(3), METHODS[name], name) for name in ("KD", "iCD-KD")]
+    pair = [Student(small(3), METHODS[name](), name) for name in ("KD", "iCD-KD")]
     fit_together(pair, stripes(), SYNCHRONISED, teacher=small(1), progress=False)
     left["pair"] = [learner.network.state_dict() for learner in pair]
     left["refused"] = []
@@ -95,7 +95,7 @@ def train_together(folder: Path) -> dict:
         (nn.Sequential(Louder(4)), SYNCHRONISED),
     ):
         with pytest.raises(RunError) as error:
-            fit(student, METHODS["alone"], stripes(), recipe, progress=False)
+            fit(student, METHODS["alone"](), stripes(), recipe, progress=False)
         left["refused"].append(str(error.value))
     return left
 
@@ -106,8 +106,8 @@ class Louder(nn.BatchNorm1d):
 
 # A gradient is longer than .5 at times: what is cut must be the mean over processes.
 RUNS = {
-    "plain": (Plain, replace(QUICK, clip=0.5)),
-    "synchronised": (lambda: small(3), replace(SYNCHRONISED, clip=0.5)),
+    "plain": (Plain, replace(QUICK, max_grad_norm=0.5)),
+    "synchronised": (lambda: small(3), replace(SYNCHRONISED, max_grad_norm=0.5)),
     "shares": (lambda: small(3), QUICK),
 }
 
@@ -116,7 +116,9 @@ def run(name: str, folder: Path | None = None) -> tuple[list[dict], dict]:
     """The log and the weights of a student trained by its recipe in `RUNS`."""
     (make, recipe), teacher = RUNS[name], small(1)
     student, held = make(), stripes(seed=1)
-    log = fit(student, METHODS["iCD-KD"], stripes(), recipe, teacher=teacher, validation=held, folder=folder)
+    log = fit(
+        student, METHODS["iCD-KD"](), stripes(), recipe, teacher=teacher, validation=held, folder=folder
+    )
     return log, student.state_dict()
 
 
@@ -124,7 +126,7 @@ def train_with(teacher: nn.Module, folder: Path, **options) -> dict:
     """How a run ends that one process leaves, in the view of this one."""
     options = {"patience_seconds": PATIENCE, "progress": False, **options}
     try:
-        fit(small(3), METHODS["KD"], stripes(), SYNCHRONISED, teacher=teacher, folder=folder, **options)
+        fit(small(3), METHODS["KD"](), stripes(), SYNCHRONISED, teacher=teacher, folder=folder, **options)
     except (RunError, KeyboardInterrupt) as error:
         return {"error": type(error).__name__, "said": str(error)}
     return {}
@@ -241,7 +243,7 @@ def test_two_processes_give_the_curve_and_the_weights_of_one(name, folder):
 
 
 def test_students_side_by_side_are_what_they_are_in_one_process(folder):
-    pair = [Student(small(3), METHODS[name], name) for name in ("KD", "iCD-KD")]
+    pair = [Student(small(3), METHODS[name](), name) for name in ("KD", "iCD-KD")]
     fit_together(pair, stripes(), SYNCHRONISED, teacher=small(1), progress=False)
     for learner, weights in zip(pair, left_by(train_together, folder, 0)["pair"], strict=True):
         assert far(learner.network.state_dict(), weights) < 1e-3
@@ -272,7 +274,7 @@ def test_what_two_synchronised_processes_made_is_read_by_one_that_does_not_ask_f
     place = folder / train_together.__name__ / "synchronised"
     before = (place / "checkpoint.pt").read_bytes()
     student, recipe = small(9), replace(RUNS["synchronised"][1], sync_batch_norm=False)
-    fit(student, METHODS["iCD-KD"], stripes(), recipe, teacher=small(1), folder=place, progress=False)
+    fit(student, METHODS["iCD-KD"](), stripes(), recipe, teacher=small(1), folder=place, progress=False)
     assert far(student.state_dict(), left_by(train_together, folder, 0)["runs"]["synchronised"][1]) == 0
     assert (place / "checkpoint.pt").read_bytes() == before
 
@@ -297,8 +299,8 @@ def test_a_process_that_leaves_stops_the_other_and_one_process_goes_on(
     assert (kept["epoch"], kept["step"]) == at
     went_on, never_stopped = small(9), small(3)
     # One process may leave the synchronising out.
-    fit(went_on, METHODS["KD"], stripes(), QUICK, teacher=small(1), folder=place, progress=False)
-    fit(never_stopped, METHODS["KD"], stripes(), SYNCHRONISED, teacher=small(1), progress=False)
+    fit(went_on, METHODS["KD"](), stripes(), QUICK, teacher=small(1), folder=place, progress=False)
+    fit(never_stopped, METHODS["KD"](), stripes(), SYNCHRONISED, teacher=small(1), progress=False)
     assert far(never_stopped.state_dict(), went_on.state_dict()) < 1e-3
 
 

@@ -24,11 +24,17 @@ def test_a_student_learns_and_a_teacher_does_not_change(tmp_path):
     data, teacher, student = stripes(), small(1), small(2)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     recipe = Recipe(epochs=8, batch_size=16, schedule="one-cycle")
-    log = fit(teacher, METHODS["alone"], data, recipe, progress=False)
+    log = fit(teacher, METHODS["alone"](), data, recipe, progress=False)
     assert log[-1]["cross_entropy"] < 0.5 * log[0]["cross_entropy"]
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     log = fit(
-        student, METHODS["iCD-KD"], data, recipe, teacher=teacher, validation=stripes(seed=1), progress=False
+        student,
+        METHODS["iCD-KD"](),
+        data,
+        recipe,
+        teacher=teacher,
+        validation=stripes(seed=1),
+        progress=False,
     )
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
     assert log[-1]["validation_accuracy"] == accuracy(student, stripes(seed=1)) > 0.7
@@ -59,7 +65,9 @@ def test_a_run_with_one_seed_repeats_to_the_bit_and_another_seed_differs():
     runs = []
     for seed in (0, 0, 1):
         student = small()
-        fit(student, METHODS["alone"], stripes(), Recipe(epochs=2, batch_size=16, seed=seed), progress=False)
+        fit(
+            student, METHODS["alone"](), stripes(), Recipe(epochs=2, batch_size=16, seed=seed), progress=False
+        )
         runs.append(student)
     assert same_weights(runs[0], runs[1])
     assert not same_weights(runs[0], runs[2])
@@ -68,24 +76,24 @@ def test_a_run_with_one_seed_repeats_to_the_bit_and_another_seed_differs():
 def test_students_side_by_side_are_what_they_are_alone():
     data, teacher = stripes(), small(1).eval()
     methods = ("alone", "KD", "iCD-KD")
-    together = [Student(small(5), METHODS[name], name) for name in methods]
+    together = [Student(small(5), METHODS[name](), name) for name in methods]
     fit_together(together, data, QUICK, teacher=teacher, progress=False)
     for learner in together:
         single = small(5)
-        fit(single, METHODS[learner.name], data, QUICK, teacher=teacher, progress=False)
+        fit(single, METHODS[learner.name](), data, QUICK, teacher=teacher, progress=False)
         assert same_weights(single, learner.network), learner.name
 
 
 def test_ctrl_c_leaves_a_checkpoint_of_that_step_and_the_run_goes_on_to_the_same_bits(tmp_path):
     data, teacher, never_stopped, stopped = stripes(), small(1), small(3), small(3)
-    fit(never_stopped, METHODS["KD"], data, QUICK, teacher=teacher, progress=False)
+    fit(never_stopped, METHODS["KD"](), data, QUICK, teacher=teacher, progress=False)
     interrupt(teacher, 9)
     with pytest.raises(KeyboardInterrupt):
-        fit(stopped, METHODS["KD"], data, QUICK, teacher=teacher, folder=tmp_path, progress=False)
+        fit(stopped, METHODS["KD"](), data, QUICK, teacher=teacher, folder=tmp_path, progress=False)
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert (kept["epoch"], kept["step"]) == (1, 3)
     fresh = small(99)  # what it starts from no longer matters
-    log = fit(fresh, METHODS["KD"], data, QUICK, teacher=teacher, folder=tmp_path, progress=False)
+    log = fit(fresh, METHODS["KD"](), data, QUICK, teacher=teacher, folder=tmp_path, progress=False)
     assert same_weights(fresh, never_stopped)
     assert [row["epoch"] for row in log] == [1, 2, 3]
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -111,7 +119,7 @@ def test_a_loss_that_is_no_number_stops_with_epoch_step_and_term_and_keeps_the_l
         fit(small(), objective, stripes(), QUICK, folder=tmp_path, checkpoint_seconds=0, progress=False)
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert (kept["epoch"], kept["step"]) == (1, 3)
-    assert all(value.isfinite().all() for value in kept["learners"]["student"]["network"].values())
+    assert all(value.isfinite().all() for value in kept["students"]["student"]["network"].values())
 
 
 @pytest.mark.parametrize(("every", "kept"), [(1, (2, 0)), (2, (2, 0)), (3, None)])
@@ -127,20 +135,20 @@ def test_each_epoch_leaves_a_checkpoint_or_every_few(tmp_path, every, kept):
 
 def test_another_run_in_the_folder_is_not_overwritten(tmp_path):
     data = stripes()
-    fit(small(), METHODS["alone"], data, QUICK, folder=tmp_path, progress=False)
+    fit(small(), METHODS["alone"](), data, QUICK, folder=tmp_path, progress=False)
     before = (tmp_path / "checkpoint.pt").read_bytes()
     other = Recipe(epochs=4, batch_size=16, schedule="one-cycle", precision="float32")
     for change in (
-        lambda: fit(small(), METHODS["alone"], data, other, folder=tmp_path, progress=False),
+        lambda: fit(small(), METHODS["alone"](), data, other, folder=tmp_path, progress=False),
         lambda: fit(small(), 2.0 * cross_entropy(), data, QUICK, folder=tmp_path, progress=False),
-        lambda: fit(SmallResNet(4), METHODS["alone"], data, QUICK, folder=tmp_path, progress=False),
-        lambda: fit(small(), METHODS["alone"], stripes(seed=3), QUICK, folder=tmp_path, progress=False),
+        lambda: fit(SmallResNet(4), METHODS["alone"](), data, QUICK, folder=tmp_path, progress=False),
+        lambda: fit(small(), METHODS["alone"](), stripes(seed=3), QUICK, folder=tmp_path, progress=False),
     ):
-        with pytest.raises(RunError, match="holds a run with another"):
+        with pytest.raises(RunError, match="holds a run with a different"):
             change()
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     finished = small()
-    assert len(fit(finished, METHODS["alone"], data, QUICK, folder=tmp_path, progress=False)) == 3
+    assert len(fit(finished, METHODS["alone"](), data, QUICK, folder=tmp_path, progress=False)) == 3
 
 
 def stop(folder, recipe, call=9):
@@ -148,19 +156,19 @@ def stop(folder, recipe, call=9):
     teacher = small(1)
     interrupt(teacher, call)
     with pytest.raises(KeyboardInterrupt):
-        fit(small(3), METHODS["KD"], stripes(), recipe, teacher=teacher, folder=folder, progress=False)
+        fit(small(3), METHODS["KD"](), stripes(), recipe, teacher=teacher, folder=folder, progress=False)
 
 
 def go_on(folder, recipe, **options):
     student = small(3)
     options = {"folder": folder, "progress": False, **options}
-    fit(student, METHODS["KD"], stripes(), recipe, teacher=small(1), **options)
+    fit(student, METHODS["KD"](), stripes(), recipe, teacher=small(1), **options)
     return student
 
 
 def test_a_run_goes_on_in_the_precision_that_it_began_in(tmp_path, monkeypatch, capsys):
     def on_a_card_of(native):
-        for module in ("icd.training", "icd.processes"):
+        for module in ("icd.trainer.loop", "icd.trainer.distributed"):
             monkeypatch.setattr(f"{module}.native_precision", lambda device: native)
 
     on_a_card_of("bf16")
@@ -168,17 +176,17 @@ def test_a_run_goes_on_in_the_precision_that_it_began_in(tmp_path, monkeypatch, 
     never_stopped = go_on(None, recipe)
     stop(tmp_path, recipe)
     on_a_card_of("float32")
-    with pytest.raises(RunError, match="another precision: there bf16, here float32"):
+    with pytest.raises(RunError, match="a different precision: there bf16, here float32"):
         go_on(tmp_path, QUICK)
     capsys.readouterr()
     went_on = go_on(tmp_path, recipe, progress=True)
-    said = "goes on in bf16, as it began; a new run would take float32 here\n"
+    said = "resumes in bf16, as it began; a new run would take float32 here\n"
     assert capsys.readouterr().out.count(said) == 1
     assert same_weights(went_on, never_stopped)
     for precision in ("auto", "float32", "bf16"):  # it has ended
         again = go_on(tmp_path, replace(recipe, precision=precision), progress=True)
         assert same_weights(again, went_on)
-    assert "goes on" not in capsys.readouterr().out
+    assert "resumes" not in capsys.readouterr().out
 
 
 def change(folder, **settings):
@@ -194,7 +202,7 @@ def test_a_precision_that_the_device_does_not_train_in_is_refused_until_the_run_
         change(tmp_path / name, precision="fp16")
     for precision in ("auto", "fp16"):
         recipe = replace(QUICK, precision=precision)
-        with pytest.raises(RunError, match=r"this device \(cpu\) does not train in fp16: a run that began"):
+        with pytest.raises(RunError, match=r"this device \(cpu\) does not train in fp16: resume a run"):
             go_on(tmp_path / "stopped", recipe)
         assert same_weights(go_on(tmp_path / "ended", recipe), went_on)
     with pytest.raises(RunError, match="does not train in fp16"):
@@ -210,7 +218,7 @@ def test_what_changes_nothing_in_one_process_refuses_no_run(tmp_path):
 
 def test_how_a_run_that_has_ended_was_compiled_does_not_matter(tmp_path):
     stop(tmp_path, QUICK)
-    with pytest.raises(RunError, match=r"another recipe\.compile: there False, here True"):
+    with pytest.raises(RunError, match=r"a different recipe\.compile: there False, here True"):
         go_on(tmp_path, replace(QUICK, compile=True))
     went_on = go_on(tmp_path, QUICK)
     assert same_weights(go_on(tmp_path, replace(QUICK, compile=True)), went_on)
@@ -231,9 +239,9 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(
         RunError,
         match=r"the checkpoint of epoch 1, step 2 could not be written .No space left on device.. "
-        "The checkpoint before it is kept: make room and start the run again",
+        "The previous checkpoint is kept: free some space and start the run again",
     ):
-        fit(small(), METHODS["alone"], data, QUICK, folder=tmp_path, checkpoint_seconds=0, progress=False)
+        fit(small(), METHODS["alone"](), data, QUICK, folder=tmp_path, checkpoint_seconds=0, progress=False)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "log.jsonl"]
 
@@ -249,7 +257,7 @@ def test_bf16_follows_float32():
 
 
 class Steady(nn.Module):
-    """A network without batch normalisation, whose pieces add up to the batch to rounding."""
+    """A network without batch normalisation, whose parts of a batch add up to the batch to rounding."""
 
     def __init__(self):
         super().__init__()
@@ -263,15 +271,15 @@ class Steady(nn.Module):
         return score(self, images).logits
 
 
-def test_a_batch_in_pieces_makes_the_step_of_the_batch():
+def test_gradient_accumulation_equals_the_whole_batch():
     weights, logs = [], []
-    for pieces in (1, 4):
+    for accumulation_steps in (1, 4):
         torch.manual_seed(0)
         student, teacher = Steady(), Steady()
-        recipe = Recipe(epochs=2, batch_size=16, precision="float32", pieces=pieces)
-        logs.append(fit(student, METHODS["iCD-KD"], stripes(), recipe, teacher=teacher, progress=False))
+        recipe = Recipe(epochs=2, batch_size=16, precision="float32", accumulation_steps=accumulation_steps)
+        logs.append(fit(student, METHODS["iCD-KD"](), stripes(), recipe, teacher=teacher, progress=False))
         weights.append(student.conv.weight.detach())
     torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
     assert logs[0][-1]["clustering"] == pytest.approx(logs[1][-1]["clustering"], rel=1e-4)
-    with pytest.raises(RunError, match="16 images cannot be split into 3 equal pieces"):
-        fit(Steady(), METHODS["alone"], stripes(), replace(recipe, pieces=3), progress=False)
+    with pytest.raises(RunError, match="16 images cannot be split into 3 equal parts"):
+        fit(Steady(), METHODS["alone"](), stripes(), replace(recipe, accumulation_steps=3), progress=False)

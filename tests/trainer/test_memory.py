@@ -6,11 +6,11 @@ import torch
 from icd.errors import RunError
 from icd.networks import network
 from icd.objective import METHODS
-from icd.trainer.memory import memory_to_spare, say_memory, step_bytes, time_left
+from icd.trainer.memory import describe_memory, explain_out_of_memory, step_bytes, time_left
 
 
-def of(teacher, student, images=8, precision="float32", pieces=1, students=1, method="iCD-KD"):
-    learners = [(network(student, 200, 224), METHODS[method]) for _ in range(students)]
+def of(teacher, student, images=8, precision="float32", accumulation_steps=1, students=1, method="iCD-KD"):
+    learners = [(network(student, 200, 224), METHODS[method]()) for _ in range(students)]
     return step_bytes(
         learners,
         teacher and network(teacher, 200, 224),
@@ -18,7 +18,7 @@ def of(teacher, student, images=8, precision="float32", pieces=1, students=1, me
         size=224,
         classes=200,
         precision=precision,
-        pieces=pieces,
+        accumulation_steps=accumulation_steps,
     )
 
 
@@ -27,7 +27,7 @@ def test_memory_grows_as_it_must():
     batch = of("resnet32x4", "ShuffleV1", images=16) - plain
     assert 0.8 * plain < batch < 1.2 * plain  # activations, at last
     assert 0.45 * plain < of("resnet32x4", "ShuffleV1", precision="fp16") < 0.7 * plain
-    assert of("resnet32x4", "ShuffleV1", pieces=4) < 0.75 * plain
+    assert of("resnet32x4", "ShuffleV1", accumulation_steps=4) < 0.75 * plain
     assert plain < of("resnet32x4", "ShuffleV1", students=2) < 1.5 * plain
     weights = 4 * sum(p.numel() for p in network("ResNet50", 200, 224).parameters())
     assert of(None, "ResNet50", images=1, method="alone") > 3 * weights  # and gradients, and momenta
@@ -36,19 +36,19 @@ def test_memory_grows_as_it_must():
 def test_the_estimate_leaves_the_networks_alone():
     student = network("resnet10-8", 5, 32)
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    step_bytes([(student, METHODS["alone"])], None, images=2, size=32, classes=5, precision="float32")
+    step_bytes([(student, METHODS["alone"]())], None, images=2, size=32, classes=5, precision="float32")
     assert all(p.grad is None and p.device.type == "cpu" for p in student.parameters())
     assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
 
 
-def test_what_is_said():
+def test_the_sentences():
     assert time_left(93, 239) == "an epoch takes 93 s, the other 239 about 6 h 10 min"
     assert time_left(2.5, 20) == "an epoch takes 2.5 s, the other 20 about 1 min"
-    enough = say_memory(5 * 10**9, 14 * 10**9, 15 * 10**9)
+    enough = describe_memory(5 * 10**9, 14 * 10**9, 15 * 10**9)
     assert enough == "a step takes about 5.0 of the GPU's 15.0 GB; 14.0 are free"
-    assert "That may not do. Train in fp16" in say_memory(13 * 10**9, 14 * 10**9, 15 * 10**9)
+    assert "That may not fit. Train in fp16" in describe_memory(13 * 10**9, 14 * 10**9, 15 * 10**9)
 
 
 def test_a_full_gpu_says_what_to_do():
-    with pytest.raises(RunError, match=r"memory is full\. Train in fp16 or bf16"), memory_to_spare():
+    with pytest.raises(RunError, match=r"memory is full\. Train in fp16 or bf16"), explain_out_of_memory():
         raise torch.OutOfMemoryError("CUDA out of memory")

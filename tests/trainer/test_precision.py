@@ -10,7 +10,7 @@ from helpers import stripes
 
 from icd.networks import SmallResNet
 from icd.objective import METHODS, Objective, Term, cross_entropy
-from icd.scores import Scoring, score
+from icd.scores import Batch, Scoring, score
 from icd.trainer import Recipe, Student, fit
 from icd.trainer.distributed import make_accelerator
 
@@ -51,7 +51,7 @@ def data():
 def teacher(data):
     recipe = Recipe(epochs=12, batch_size=BATCH, schedule="one-cycle", precision="float32")
     teacher = small(1)
-    fit(teacher, METHODS["alone"], data, recipe, progress=False)
+    fit(teacher, METHODS["alone"](), data, recipe, progress=False)
     return stretch(teacher, data.training_batch(0, 0, 0, len(data))[0])
 
 
@@ -67,19 +67,19 @@ def accelerator_of(precision: str) -> Accelerator:
 def curve(precision, method, data, teacher):
     """The loss of each step, averaged over ten, (STEPS - 9,)."""
     accelerator, recipe = accelerator_of(precision), Recipe(batch_size=BATCH, learning_rate=0.002)
-    learner, telling, finite = Student(small(2), METHODS[method]), Scoring(teacher), []
+    learner, telling, finite = Student(small(2), METHODS[method]()), Scoring(teacher), []
     learner.start(recipe, accelerator)
     for weight in learner.network.parameters():
         weight.register_hook(lambda gradient: finite.append(gradient.isfinite().all()))
     for step in range(STEPS):
         epoch, number = divmod(step, data.steps(BATCH))
-        images, target = data.training_batch(0, epoch, number, BATCH)
+        images, target, index = data.training_batch(0, epoch, number, BATCH)
         with torch.no_grad(), accelerator.autocast():
             told = telling(images)
-        learner.step(images, target, told, epoch + 1, recipe.rate(step / STEPS))
+        learner.step(Batch(images, target, index), told, epoch + 1, recipe.rate(step / STEPS))
         assert not learner.optimizer.step_was_skipped
     assert torch.stack(finite).all()
-    losses = torch.stack(learner.waiting)[:, :-1].sum(1)
+    losses = torch.stack(learner.pending)[:, :-1].sum(1)
     assert losses.isfinite().all()
     return np.convolve(losses, np.full(10, 0.1), "valid")
 
@@ -92,13 +92,13 @@ def test_steps_that_loss_scaling_skips_leave_no_mark(fused, data, teacher, monke
     monkeypatch.setattr("test_precision.SCALE", 2.0**40)
     monkeypatch.setattr(torch, "empty_like", lambda like, **how: torch.full_like(like, 1e30, **how))
     accelerator, recipe = accelerator_of("fp16"), Recipe(batch_size=BATCH, learning_rate=0.002)
-    learner = Student(small(2), METHODS["alone"])
+    learner = Student(small(2), METHODS["alone"]())
     learner.start(recipe, accelerator)
     weights = list(learner.network.parameters())
     before, skipped = [weight.clone() for weight in weights], -1
-    images, target = data.training_batch(0, 0, 0, BATCH)
+    images, target, index = data.training_batch(0, 0, 0, BATCH)
     while all(map(torch.equal, weights, before)):
-        learner.step(images, target, None, 1, recipe.rate(0))
+        learner.step(Batch(images, target, index), None, 1, recipe.rate(0))
         skipped += 1
     assert skipped > 3
     for weight, was in zip(weights, before, strict=True):
@@ -108,15 +108,15 @@ def test_steps_that_loss_scaling_skips_leave_no_mark(fused, data, teacher, monke
 
 
 def test_what_a_network_says_in_half_precision_is_not_copied_to_float32(data):
-    learner, seen = Student(small(2), METHODS["alone"]), []
+    learner, seen = Student(small(2), METHODS["alone"]()), []
 
-    def watching(student, teacher, target):
+    def watching(student, teacher, batch):
         seen.extend([student.features, *student.stages])
         return student.logits.float().sum()
 
     learner.objective = Objective((Term("watching", "watching()", watching, needs_teacher=False),))
     learner.start(Recipe(batch_size=BATCH), make_accelerator("bf16"))
-    learner.step(*data.training_batch(0, 0, 0, BATCH), None, 1, 0.1)
+    learner.step(Batch(*data.training_batch(0, 0, 0, BATCH)), None, 1, 0.1)
     assert len(seen) > 1
     assert {said.dtype for said in seen} == {torch.bfloat16}
 
@@ -132,14 +132,14 @@ def test_two_hundred_steps_in_half_precision_follow_float32(method, data, teache
 
 def test_students_side_by_side_share_the_scale_of_the_loss_and_no_skipped_step(data):
     accelerator, recipe = accelerator_of("fp16"), Recipe(batch_size=BATCH)
-    wild, calm = (Student(small(seed), METHODS["alone"]) for seed in (4, 5))
+    wild, calm = (Student(small(seed), METHODS["alone"]()) for seed in (4, 5))
     wild.objective = Objective((1e7 * cross_entropy(),))
-    images, target = data.training_batch(0, 0, 0, BATCH)
+    images, target, index = data.training_batch(0, 0, 0, BATCH)
     for learner in (wild, calm):
         learner.start(recipe, accelerator)
     for scale, learner in ((SCALE / 2, wild), (SCALE / 2, calm), (SCALE / 4, wild)):
         before = [weight.clone() for weight in learner.network.parameters()]
-        learner.step(images, target, None, 1, 0.01)
+        learner.step(Batch(images, target, index), None, 1, 0.01)
         skipped = learner.optimizer.step_was_skipped
         assert accelerator.scaler.get_scale() == scale
         assert skipped == (learner is wild)
@@ -152,7 +152,7 @@ def test_students_side_by_side_share_the_scale_of_the_loss_and_no_skipped_step(d
 def test_large_logits_of_a_student_in_half_precision_give_finite_losses_and_gradients(
     method, dtype, data, teacher
 ):
-    images, target = data.training_batch(0, 0, 0, BATCH)
+    images, target, _ = data.training_batch(0, 0, 0, BATCH)
     student = stretch(small(3), images)
     with torch.autocast("cpu", dtype):
         said, told = score(student, images), score(teacher, images)
