@@ -222,7 +222,7 @@ def left_in(folder: Path) -> Any:
     """The checkpoint and the log of a run that has ended, without wall times and peaks of memory."""
     state = load_tensors(folder / "checkpoint.pt")
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf8").splitlines()]
-    for row in (state, *state["learners"]["student"]["history"], *log):
+    for row in (state, *state["students"]["student"]["history"], *log):
         for name in ("seconds", "peak_mb"):  # what no two runs share
             row.pop(name, None)
     return bits([state, log])
