@@ -44,7 +44,6 @@ from icd.objective import (
     Objective,
     clustering,
     cross_entropy,
-    named,
     parse,
     scale_decoupled,
     whole_image,
@@ -60,8 +59,8 @@ ALL_NETWORKS = (
     "resnet8x4, resnet32x4, ResNet50, wrn_16_2, wrn_40_2, vgg8, vgg13, MobileNetV2, ShuffleV1, ShuffleV2"
 )
 DAMAGED = (
-    "{tmp}/checkpoint.pt is not a checkpoint of this program, or it is damaged. Delete it to start again, or "
-    "name another folder"
+    "{tmp}/checkpoint.pt is not a checkpoint of icd, or it is damaged. Delete it to start again, or "
+    "choose another folder"
 )
 COLUMNS = (
     "method,seed,accuracy,images,objective,network,epochs,together,seconds,peak_mb,device,commit,command"
@@ -75,7 +74,7 @@ class Place:
     def __init__(self, tmp: Path, birds: Path, run: Path, patch: pytest.MonkeyPatch):
         self.tmp, self.birds, self.run, self.patch = tmp, birds, run, patch
 
-    def named(self, text: str) -> str:
+    def parse(self, text: str) -> str:
         for name in ("tmp", "birds", "run"):
             text = text.replace(f"{{{name}}}", str(getattr(self, name)))
         return text
@@ -183,7 +182,7 @@ def rewrite(path: Path, change: Callable[[dict], object]) -> None:
 
 
 def forget_optimizer(state: dict) -> None:
-    state["learners"]["student"]["optimizer"].clear()
+    state["students"]["student"]["optimizer"].clear()
 
 
 def flip(path: Path) -> None:
@@ -479,7 +478,7 @@ MODELS = [
      "images have shape (2, 1, 32, 32): expected (B, 3, H, W)"),
     ("images still in bytes",
      lambda at: score(small(), torch.zeros(2, 3, 32, 32, dtype=torch.uint8)), ValueError,
-     "images hold torch.uint8: hand them to icd.cache.normalise first"),
+     "images hold torch.uint8: hand them to icd.pixels.normalise first"),
     ("a module without maps", lambda at: score(nn.Flatten(), logits(2, 3, 8, 8)), TypeError,
      "Flatten has no `maps(images)` and linear `head`: local logits need the map that a linear "
      "classifier reads once it is averaged"),
@@ -549,13 +548,13 @@ OBJECTIVES = [
      lambda at: icd_loss(*REGIONS, (1, 2), weights=(1, torch.nan)), ValueError,
      "icd_loss: weights are (1, nan): give 2 numbers, none negative, one for each scale"),
     ("an objective of nothing", lambda at: Objective(()), ValueError,
-     "an objective of no terms: give one or more"),
+     "an objective without terms: give one or more"),
     ("a loss in the place of a term", lambda at: cross_entropy() + kd_loss, TypeError,
-     "kd_loss is no term of an objective: give a sum of terms, like 0.1 * cross_entropy() + 0.9 * "
-     "whole_image(kd_loss), or one of METHODS"),
+     "kd_loss is not a term of an objective: give a sum of terms, like 0.1 * cross_entropy() + 0.9 * "
+     "whole_image(kd_loss), or METHODS[\"KD\"]()"),
     ("a name in the place of an objective", lambda at: train(small(), "KD"), TypeError,
-     "'KD' is no term of an objective: give a sum of terms, like 0.1 * cross_entropy() + 0.9 * "
-     "whole_image(kd_loss), or one of METHODS"),
+     "'KD' is not a term of an objective: give a sum of terms, like 0.1 * cross_entropy() + 0.9 * "
+     "whole_image(kd_loss), or METHODS[\"KD\"]()"),
     ("a loss without a name", lambda at: whole_image(lambda_without_name()), TypeError,
      "a term is named after its loss: give a function and then its arguments"),
     ("a negative weight", lambda at: -1.0 * whole_image(kd_loss), ValueError,
@@ -563,7 +562,7 @@ OBJECTIVES = [
     ("a weight that is no number", lambda at: torch.nan * cross_entropy(), ValueError,
      "the weight of cross_entropy is nan: give a finite number, not negative"),
     ("two terms of one name", lambda at: whole_image(kd_loss) + whole_image(kd_loss), ValueError,
-     "two terms are named 'kd': give one of them another name, for the log, by .named(\"kd_2\")"),
+     "two terms are named 'kd': rename one of them for the log with .named(\"kd_2\")"),
     ("a warm-up over nothing", lambda at: cross_entropy().warmed_up(0), ValueError,
      "a warm-up over 0 epochs: give 1 or more"),
     ("an argument misspelt", lambda at: whole_image(kd_loss, temprature=4), ValueError,
@@ -574,25 +573,26 @@ OBJECTIVES = [
      "weights is 3: give one for each scale, like (1, 2, 3)"),
     ("a loss for each image", lambda at: whole_image(kd_loss, reduction="none"), ValueError,
      "kd_loss takes no 'reduction': choose from temperature"),
-    ("a method that is no method", lambda at: named("KDD"), ValueError,
+    ("a method that is no method", lambda at: parse("KDD"), ValueError,
      f'there is no method "KDD": did you mean "KD"? There are {ALL_METHODS}'),
     ("an expression that does not end", lambda at: parse("cross_entropy("), ValueError,
-     "\"cross_entropy(\" is no objective: '(' was never closed"),
-    ("an expression of numbers", lambda at: parse("3"), ValueError, '"3" is no objective: it has no term'),
+     "\"cross_entropy(\" is not an objective: '(' was never closed"),
+    ("an expression of numbers", lambda at: parse("(3)"), ValueError,
+     '"(3)" is not an objective: it has no term'),
     ("an expression with code in it", lambda at: parse("__import__('os').mkdir('sprung')"), ValueError,
-     "\"__import__('os').mkdir('sprung')\" cannot stand in an objective: its words are cross_entropy, "
+     "\"__import__('os').mkdir('sprung')\" cannot be part of an objective: its words are cross_entropy, "
      "whole_image, scale_decoupled, clustering, kd_loss, dkd_loss, nkd_loss"),
     ("a term misspelt", lambda at: parse("cross_entropi()"), ValueError,
-     '"cross_entropi()" cannot stand in an objective: did you mean "cross_entropy"? its words are '
+     '"cross_entropi()" cannot be part of an objective: did you mean "cross_entropy"? its words are '
      "cross_entropy, whole_image, scale_decoupled, clustering, kd_loss, dkd_loss, nkd_loss"),
     ("another function", lambda at: parse("import_os()"), ValueError,
-     '"import_os()" cannot stand in an objective: its words are cross_entropy, whole_image, scale_decoupled, '
-     "clustering, kd_loss, dkd_loss, nkd_loss"),
-    ("a method that is like none", lambda at: named("XX"), ValueError,
+     '"import_os()" cannot be part of an objective: its words are cross_entropy, whole_image, '
+     "scale_decoupled, clustering, kd_loss, dkd_loss, nkd_loss"),
+    ("a method that is like none", lambda at: parse("XX"), ValueError,
      f'there is no method "XX": there are {ALL_METHODS}'),
     ("a term without its teacher",
      lambda at: Objective((clustering(),))(Scores(*TWO, nn.Identity()), None, labels(0, 1)), ValueError,
-     "the term clustering compares with a teacher, and there is none"),
+     "the term clustering compares with a teacher, and there is none: give a teacher"),
 ]  # fmt: skip
 
 
@@ -622,7 +622,7 @@ RUNS = [
     ("momentum for ever", lambda at: Recipe(momentum=1.0), ValueError,
      "the recipe's momentum is 1.0: give 0 or more, and less than 1"),
     ("nesterov without momentum", lambda at: Recipe(nesterov=True, momentum=0), ValueError,
-     "the recipe's momentum is 0: nesterov looks ahead along it, so give a positive number"),
+     "the recipe's momentum is 0: Nesterov momentum needs a positive number"),
     ("growing weights", lambda at: Recipe(weight_decay=-1), ValueError,
      "the recipe's weight_decay is -1: give 0 or more, and less than inf"),
     ("a negative seed", lambda at: Recipe(seed=-1), ValueError,
@@ -630,56 +630,56 @@ RUNS = [
     ("a seed too long", lambda at: Recipe(seed=2**63), ValueError,
      "the recipe's seed is 9223372036854775808: give 0 or more, and less than 9.22337e+18"),
     ("an unknown schedule", lambda at: Recipe(schedule="cosine"), ValueError,
-     "the recipe's schedule is 'cosine': choose \"steps\" or \"one-cycle\""),
+     "the recipe's schedule is 'cosine': choose \"multistep\" or \"one-cycle\""),
     ("an unknown precision", lambda at: Recipe(precision="fp8"), ValueError,
      "the recipe's precision is 'fp8': choose \"auto\" or \"float32\" or \"bf16\" or \"fp16\""),
     ("milestones after the end", lambda at: Recipe(milestones=(0.5, 150)), ValueError,
-     "the recipe's milestones is (0.5, 150): give shares of the run, from 0 to 1, like (0.5, 0.75)"),
+     "the recipe's milestones is (0.5, 150): give fractions of the run, from 0 to 1, like (0.5, 0.75)"),
     ("a milestone by itself", lambda at: Recipe(milestones=0.5), ValueError,
-     "the recipe's milestones is 0.5: give shares of the run, from 0 to 1, like (0.5, 0.75)"),
+     "the recipe's milestones is 0.5: give fractions of the run, from 0 to 1, like (0.5, 0.75)"),
     ("a checkpoint before the last", lambda at: train(small(), checkpoint_seconds=torch.nan), ValueError,
      "checkpoint_seconds is nan: give 0 seconds or more"),
     ("accumulation steps that do not divide",
      lambda at: train(small(), recipe=replace(QUICK, accumulation_steps=3)), RunError,
      "16 images cannot be split into 3 equal parts: choose accumulation_steps that divide them"),
     ("no teacher", lambda at: train(small(), METHODS["KD"]()), RunError,
-     "the objective compares with a teacher and none was given: hand one over with teacher="),
+     "the objective compares with a teacher and none was given: pass teacher="),
     ("a teacher of other classes",
      lambda at: train(small(), METHODS["KD"](), teacher=small(1, 9)), ValueError,
      "kd_loss compares class with class: the student has 4 classes and the teacher 9. Only losses of "
      "Gram matrices and features accept a teacher of other classes"),
     ("a student of fewer classes", lambda at: train(small(0, 2)), RunError,
-     "student tells 2 classes apart, and the training images are of 4: build it for as many"),
+     "student has 2 classes, and the training images have 4: build it for as many"),
     ("photographs for pixels", lambda at: train(small(), data=class_folders(at.birds)), RunError,
-     "the training images are not decoded: hand them to icd.cache.load first"),
+     "the training images are not decoded: pass them through icd.datasets.cache.load first"),
     ("photographs to validate with",
      lambda at: train(small(), validation=class_folders(at.birds)), RunError,
-     "the validation images are not decoded: hand them to icd.cache.load first"),
+     "the validation images are not decoded: pass them through icd.datasets.cache.load first"),
     ("validation images of fewer classes",
      lambda at: train(small(), validation=stripes(classes=2)), RunError,
      'class 2 is "class 2" in the training images and missing in the validation images: give both the same '
-     "classes, in one order"),
+     "classes in the same order"),
     ("validation images of other classes",
      lambda at: train(small(), validation=replace(stripes(), classes=("a", "b", "c", "d"))), RunError,
      'class 0 is "class 0" in the training images and "a" in the validation images: give both the same '
-     "classes, in one order"),
+     "classes in the same order"),
     ("no student", lambda at: fit_together([], stripes(), QUICK), RunError,
-     "there is no student: give one learner or more"),
+     "there is no student: give one or more"),
     ("two students of one name",
      lambda at: fit_together([Student(small(), ALONE), Student(small(), ALONE)], stripes(), QUICK), RunError,
-     'two students are named "student": give one of them another name, as the log needs one'),
+     'two students are named "student": rename one of them, as the log needs a name for each'),
     ("a loss that is no number", lambda at: train(small(), cross_entropy() + explosive(3)), NonFiniteLoss,
-     "student: explosive is nan in epoch 1, step 3. Lower the learning rate, or train in float32. The "
-     "last checkpoint, if one was written, is from before"),
+     "student: explosive is nan in epoch 1, step 3. Lower the learning rate, or train in float32. A "
+     "checkpoint written earlier is unaffected"),
     ("weights that are no numbers", lambda at: train(broken(), folder=at.tmp), NonFiniteLoss,
-     "student: spare is not finite after 1 whole epoch(s). Lower the learning rate, or train in float32. "
-     "The last checkpoint, if one was written, is from before"),
+     "student: spare is not finite after 1 epoch(s). Lower the learning rate, or train in float32. "
+     "A checkpoint written earlier is unaffected"),
     ("a run in a file", lambda at: train(small(), folder=at.file("a")), RunError,
-     "{tmp}/a: there is a file where a folder should be. Name another folder for the run"),
+     "{tmp}/a: there is a file where a folder should be. Choose another folder for the run"),
     ("a run below a file", lambda at: train(small(), folder=at.file("a") / "b" / "c"), RunError,
-     "{tmp}/a: there is a file where a folder should be. Name another folder for the run"),
+     "{tmp}/a: there is a file where a folder should be. Choose another folder for the run"),
     ("a run where nobody may write", lambda at: (forbid(at), train(small(), folder=at.tmp / "a")), RunError,
-     "{tmp}/a: Permission denied. Name another folder for the run"),
+     "{tmp}/a: Permission denied. Choose another folder for the run"),
     ("an empty checkpoint", lambda at: resumed(at, lambda path: path.write_bytes(b"")), RunError, DAMAGED),
     ("a checkpoint cut off", lambda at: resumed(at, cut), RunError, DAMAGED),
     ("a checkpoint with a wrong bit", lambda at: resumed(at, flip), RunError, DAMAGED),
@@ -691,24 +691,24 @@ RUNS = [
      lambda at: resumed(at, lambda path: path.write_bytes(b"cos\nmkdir\n(S'sprung'\ntR.")), RunError,
      DAMAGED),
     ("a checkpoint that lacks its weights",
-     lambda at: resumed(at, lambda path: rewrite(path, lambda s: s.pop("learners"))), RunError, DAMAGED),
+     lambda at: resumed(at, lambda path: rewrite(path, lambda s: s.pop("students"))), RunError, DAMAGED),
     ("a checkpoint of another optimizer",
      lambda at: resumed(at, lambda path: rewrite(path, forget_optimizer)), RunError, DAMAGED),
     ("a folder as a checkpoint",
      lambda at: resumed(at, lambda path: (path.unlink(), path.mkdir())), RunError,
-     "{tmp}/checkpoint.pt cannot be read (Is a directory): mend that, or name another folder"),
+     "{tmp}/checkpoint.pt cannot be read (Is a directory): fix that, or choose another folder"),
     ("a run of another recipe", lambda at: resumed(at, bool, recipe=replace(QUICK, epochs=4)), RunError,
-     "{tmp} holds a run with another recipe.epochs: there 1, here 4. Give the same settings to go on, or "
-     "name another folder"),
+     "{tmp} holds a run with a different recipe.epochs: there 1, here 4. Give the same settings to resume "
+     "it, or choose another folder"),
     ("a run of another objective", lambda at: resumed(at, bool, objective=2.0 * cross_entropy()), RunError,
-     "{tmp} holds a run with another objectives.student: there cross_entropy(), here 2 * "
-     "cross_entropy(). Give the same settings to go on, or name another folder"),
+     "{tmp} holds a run with a different objectives.student: there cross_entropy(), here 2 * "
+     "cross_entropy(). Give the same settings to resume it, or choose another folder"),
     ("a run of another network", lambda at: resumed(at, bool, student=network("resnet10-8", 4)), RunError,
-     "{tmp} holds a run with another networks.student: there SmallResNet, 8132 weights, here "
-     "SmallResNet, 77612 weights. Give the same settings to go on, or name another folder"),
+     "{tmp} holds a run with a different networks.student: there SmallResNet, 8132 weights, here "
+     "SmallResNet, 77612 weights. Give the same settings to resume it, or choose another folder"),
     ("a run of other images", lambda at: resumed(at, bool, data=stripes(seed=3)), RunError,
-     "{tmp} holds a run with another images: there 96 of 4 classes, 32 pixels, 0, here 96 of 4 classes, "
-     "32 pixels, 3. Give the same settings to go on, or name another folder"),
+     "{tmp} holds a run with a different images: there 96 of 4 classes, 32 pixels, 0, here 96 of 4 classes, "
+     "32 pixels, 3. Give the same settings to resume it, or choose another folder"),
 ]  # fmt: skip
 
 
@@ -807,7 +807,7 @@ def test_what_is_wrong_is_said_in_one_sentence(do, error, message, at):
     with pytest.raises(error) as refused:
         do(at)
     assert type(refused.value) is error
-    assert str(refused.value) == at.named(message)
+    assert str(refused.value) == at.parse(message)
     assert not Path("sprung").exists()  # no code in any file was run
 
 
@@ -820,7 +820,7 @@ WRONG = [  # a name, a command, what happens before, and the line that follows "
      "the recipe's seed is 99999999999999999999: give 0 or more, and less than 9.22337e+18"),
     ("a rate too high", "teach {tmp}/a {short} --recipe.learning_rate 1e30 --recipe.epochs 2", None,
      "student: cross_entropy is nan in epoch 2, step 1. Lower the learning rate, or train in float32. "
-     "The last checkpoint, if one was written, is from before"),
+     "A checkpoint written earlier is unaffected"),
     ("no pixels", "teach {tmp}/a {short} --data.size 0", None,
      "size is 0: an image needs at least one pixel a side"),
     ("too many pixels", "teach {tmp}/a {short} --data.size 100000", None,
@@ -861,8 +861,8 @@ WRONG = [  # a name, a command, what happens before, and the line that follows "
      "{tmp}/run holds a run with another data.size: there 64, here 48. Go on with --config "
      "{tmp}/run/config.yaml, or name another folder"),
     ("a damaged checkpoint", "teach {tmp}/run {short}", lambda at: at.spoilt("checkpoint.pt", b"PK"),
-     "{tmp}/run/checkpoint.pt is not a checkpoint of this program, or it is damaged. Delete it to start "
-     "again, or name another folder"),
+     "{tmp}/run/checkpoint.pt is not a checkpoint of icd, or it is damaged. Delete it to start "
+     "again, or choose another folder"),
     ("damaged settings", "teach {tmp}/run {short}", lambda at: at.spoilt("config.yaml", "["),
      "{tmp}/run/config.yaml holds no settings, or it is damaged: mend it, or delete it"),
     ("empty settings", "teach {tmp}/run {short}", lambda at: at.spoilt("config.yaml", ""),
@@ -892,7 +892,7 @@ WRONG = [  # a name, a command, what happens before, and the line that follows "
      "there is no teacher in runs/cub200-resnet32x4 yet: python -m icd distil --recipe cub200-resnet32x4 "
      "makes it"),
     ("an expression that is no objective", "distil {run} {tmp}/a --method kd_loss(4)", None,
-     '"kd_loss(4)" cannot stand in an objective: did you mean "whole_image(kd_loss)"? its words are '
+     '"kd_loss(4)" cannot be part of an objective: did you mean "whole_image(kd_loss)"? its words are '
      "cross_entropy, whole_image, scale_decoupled, clustering, kd_loss, dkd_loss, nkd_loss"),
     ("a recipe to show that is not there", "recipes --name cub2000", None,
      'there is no recipe "cub2000": did you mean "cub200-vgg8"? `python -m icd recipes` lists all 180'),
@@ -902,11 +902,11 @@ WRONG = [  # a name, a command, what happens before, and the line that follows "
      '{run} was taught other classes than the images have: class 3 is "gull" there and none here. Of all '
      "terms, only clustering() accepts that"),
     ("a teacher of as many other classes", "distil {run} {tmp}/a {short} --data.root {tmp}/birds",
-     lambda at: renamed(at),
+     lambda at: reparse(at),
      '{run} was taught other classes than the images have: class 2 is "finch" there and "gull" here. Of all '
      "terms, only clustering() accepts that"),
     ("a teacher of other classes for all methods",
-     "compare {run} {tmp}/a {short} --data.root {tmp}/birds --methods alone,KD", lambda at: renamed(at),
+     "compare {run} {tmp}/a {short} --data.root {tmp}/birds --methods alone,KD", lambda at: reparse(at),
      '{run} was taught other classes than the images have: class 2 is "finch" there and "gull" here. Of all '
      "terms, only clustering() accepts that"),
     ("a time that runs backwards", "teach {tmp}/a {short} --checkpoint_seconds -5", None,
@@ -988,7 +988,7 @@ WRONG = [  # a name, a command, what happens before, and the line that follows "
 ]  # fmt: skip
 
 
-def renamed(at: Place) -> None:
+def reparse(at: Place) -> None:
     """As many classes, of which two have other names."""
     folder = at.bird_folders()
     (folder / "finch").rename(folder / "gulls")
@@ -1007,7 +1007,7 @@ def contents(folder: Path) -> dict[Path, bytes | str]:
 def begun(at: Place) -> None:
     """A comparison that has a table, made by these very settings but one."""
     command = f"compare {{run}} {{tmp}}/a {' '.join(SHORT)} --data.root {{birds}} --methods alone --seeds 1"
-    assert main(at.named(command).split()) == 0
+    assert main(at.parse(command).split()) == 0
 
 
 @pytest.mark.parametrize(
@@ -1019,11 +1019,11 @@ def test_a_wrong_command_ends_with_one_line_and_status_1(command, before, messag
     capsys.readouterr()
     before_it = contents(at.tmp)
     short = f"--data.root {at.birds} {' '.join(SHORT)}"
-    assert main([*at.named(command.replace("{short}", short)).split()]) == 1
+    assert main([*at.parse(command.replace("{short}", short)).split()]) == 1
     said = capsys.readouterr().err
     progress = re.compile(r"\s*|.*image/s.*|an epoch takes .*")
     lines = [line for line in re.split(r"[\r\n]", said) if not progress.fullmatch(line)]
-    assert lines == [f"icd {command.split()[0]}: {at.named(message)}"]
+    assert lines == [f"icd {command.split()[0]}: {at.parse(message)}"]
     left = contents(at.tmp)
     new = [path for path in left if left[path] != before_it.get(path)]
     assert not new or any(late in message for late in LATE)
@@ -1072,12 +1072,12 @@ MISUSED = [  # a name, a command, and what the last lines hold: the option, and 
 @pytest.mark.parametrize(("command", "held"), [pytest.param(*case[1:], id=case[0]) for case in MISUSED])
 def test_a_command_that_cannot_be_read_ends_with_usage_and_status_2(command, held, at, capsys):
     with pytest.raises(SystemExit) as end:
-        main(at.named(command).split())
+        main(at.parse(command).split())
     assert end.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith("usage: python -m icd ")
     last = said.rpartition("error: ")[2]
-    assert all(at.named(text) in last for text in held), last
+    assert all(at.parse(text) in last for text in held), last
     assert "Traceback" not in said
 
 

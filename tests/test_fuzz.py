@@ -19,6 +19,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,10 @@ from icd.experiments.model_file import ModelCard, load_model, picture, save_mode
 from icd.experiments.run import data_of, read_settings
 from icd.networks import load_published, network
 from icd.objective import METHODS, parse
-from icd.scores import Batch
-from icd.trainer import Student
-from icd.trainer.checkpoint import Checkpoint
+from icd.trainer import Student, fit
+from icd.trainer.checkpoint import Checkpoint, load_checkpoint
 from icd.trainer.distributed import make_accelerator
+from icd.trainer.state import restore
 
 TIMES = int(os.environ.get("ICD_FUZZ", "1"))
 
@@ -308,34 +309,25 @@ def test_published_weights(folder, data):
         assert all(weight.isfinite().all() for weight in model.state_dict().values())
 
 
-class Run:
-    """A run that can be put back again and again."""
-
-    def __init__(self) -> None:
-        self.accelerator: Accelerator = make_accelerator("float32")
-        self.data, self.learner = stripes(32), Student(small(), METHODS["alone"]())
-        self.learner.start(QUICK, self.accelerator)
-        self.learner.step(Batch(*self.data.training_batch(0, 0, 0, 16)), None, 1, 0.1)
-
-    def checkpoint(self, folder: Path) -> Checkpoint:
-        return Checkpoint(folder, [self.learner], QUICK, self.data, None, self.accelerator, 60.0)
-
-
 @pytest.fixture(scope="module")
-def run() -> tuple[Run, bytes]:
-    run = Run()
-    with tempfile.TemporaryDirectory() as name:
-        run.checkpoint(Path(name)).save(1, 0)
-        return run, Path(name, "checkpoint.pt").read_bytes()
+def run() -> tuple[Student, Accelerator, bytes]:
+    """A student, and the bytes of a checkpoint that it can be restored from."""
+    accelerator = make_accelerator("float32")
+    with tempfile.TemporaryDirectory() as folder:
+        fit(small(), METHODS["alone"](), stripes(32), replace(QUICK, epochs=1), folder=folder, progress=False)
+        student = Student(small(), METHODS["alone"]())
+        student.start(QUICK, accelerator)
+        return student, accelerator, Path(folder, "checkpoint.pt").read_bytes()
 
 
 @fuzz(100)
 @given(data=st.data())
 def test_checkpoints(folder, run, data):
-    (folder / "checkpoint.pt").write_bytes(data.draw(damaged_inside(run[1])))
-    checkpoint = run[0].checkpoint(folder)
+    student, accelerator, whole = run
+    (folder / "checkpoint.pt").write_bytes(data.draw(damaged_inside(whole)))
     with clean(RunError, folder):
-        epoch, step = checkpoint.restore()
+        state = load_checkpoint(folder)
+        epoch, step = restore([student], state, folder, accelerator, Checkpoint(None, False, 60.0))
         assert epoch >= 0 <= step
 
 

@@ -24,6 +24,7 @@ from icd.trainer.checkpoint import flatten
 from icd.trainer.distributed import is_main_process
 from icd.trainer.loop import fit
 from icd.trainer.recipe import Recipe
+from icd.trainer.state import check_intervals
 
 
 class Teacher(NamedTuple):
@@ -50,6 +51,7 @@ def prepare(
     `often`: after how many seconds, and how many epochs, a checkpoint is written.
     """
     seconds, epochs = often
+    check_intervals(seconds, epochs)
     place = Path(folder)
     pixels, validation = load(data, images), load(data, "validation") if images == "fit" else None
     if teacher is not None:

@@ -38,7 +38,7 @@ def commit() -> str:
     try:
         # Fails if the package is installed inside another project's checkout.
         git("ls-files", "--error-unmatch", Path(__file__).name)
-        changed = git("status", "--porcelain", "--untracked-files=no", "..").strip()
+        changed = git("status", "--porcelain", "--untracked-files=no", ":/icd").strip()
         return git("rev-parse", "--short=10", "HEAD").strip() + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return _installed_commit()

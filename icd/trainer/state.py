@@ -34,10 +34,7 @@ def check_students(
     checkpoint_epochs: int,
 ) -> None:
     """Raise for what cannot be trained, before anything runs."""
-    if not checkpoint_seconds >= 0:  # refuses NaN as well
-        raise ValueError(f"checkpoint_seconds is {checkpoint_seconds}: give 0 seconds or more")
-    if not checkpoint_epochs >= 1:
-        raise ValueError(f"checkpoint_epochs is {checkpoint_epochs!r}: give 1 or more")
+    check_intervals(checkpoint_seconds, checkpoint_epochs)
     names = [student.name for student in students]
     if not names:
         raise RunError("there is no student: give one or more")
@@ -70,6 +67,14 @@ def check_students(
     built = [id(student.objective) for student in students if student.objective.needs_build]
     if len(built) > len(set(built)):
         raise RunError("two students share an objective that learns or remembers: give each its own")
+
+
+def check_intervals(checkpoint_seconds: float, checkpoint_epochs: int) -> None:
+    """Raise for intervals between checkpoints that mean nothing."""
+    if not checkpoint_seconds >= 0:  # refuses NaN as well
+        raise ValueError(f"checkpoint_seconds is {checkpoint_seconds}: give 0 seconds or more")
+    if not checkpoint_epochs >= 1:
+        raise ValueError(f"checkpoint_epochs is {checkpoint_epochs!r}: give 1 or more")
 
 
 def resolve_precision(recipe: Recipe, saved: dict[str, Any] | None) -> Precision:

@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--file", type=Path, default=Path(__file__).parents[1] / "data" / "cost.csv")
+    parser.add_argument("--file", type=Path, default=Path(__file__).parents[2] / "data" / "cost.csv")
     file = parser.parse_args().file
     torch.set_num_threads(1)
     text = io.StringIO()

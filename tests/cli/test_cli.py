@@ -157,7 +157,7 @@ def test_how_a_run_began_stays_in_its_settings(runs, tmp_path, capsys):
     capsys.readouterr()
     other = {"bf16": "float32", "float32": "bf16"}[there]
     assert main([*again, other]) == 1
-    assert f"another precision: there {there}, here {other}" in capsys.readouterr().err
+    assert f"a different precision: there {there}, here {other}" in capsys.readouterr().err
     assert main([*again, "auto"]) == 0
     assert yaml.safe_load((run / "config.yaml").read_text())["recipe"] == began["recipe"]
 

@@ -97,14 +97,6 @@ def test_a_row_says_what_the_run_learned_on_and_not_what_measured_it(tmp_path, m
     assert [on["epoch"] for on in first["provenance"]] == [1, 1, 2]
     assert {on["precision"] for on in first["provenance"]} == {"float32"}
 
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)  # as it was before all that was kept
-    del state["learners"]["student"]["provenance"]
-    torch.save(state, tmp_path / "checkpoint.pt")
-    learner = go_on("NVIDIA A100", "fedcba9876")
-    monkeypatch.setattr(comparison, "commit", lambda: "fedcba9876")
-    row = measure(learner, stripes(seed=1), network="small", seed=0)
-    assert (row.device, row.commit) == ("cpu", "fedcba9876")
-
 
 def test_what_pip_installed_from_git_knows_its_commit(monkeypatch):
     class Installed:
@@ -132,7 +124,7 @@ def test_what_is_installed_within_another_checkout_has_not_its_commit(tmp_path, 
     for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
         subprocess.run([*git, *words], check=True)
     monkeypatch.setattr(origin, "__file__", str(tmp_path / "origin.py"))
-    monkeypatch.setattr(origin, "_installed", lambda: "installed")
+    monkeypatch.setattr(origin, "_installed_commit", lambda: "installed")
     assert origin.commit.__wrapped__() == "installed"
     subprocess.run([*git, "add", "origin.py"], check=True)
     assert len(origin.commit.__wrapped__().rstrip("+")) == 10

@@ -15,7 +15,6 @@ from icd.experiments.compare import read_results, write_results
 from icd.experiments.ledger import TEST_IMAGES, as_markdown, beside, command_of, enter
 from icd.experiments.published import published_run
 from icd.objective import METHODS
-from icd.scores import Scoring
 from icd.trainer import Student, fit_together
 from icd.trainer.evaluate import accuracy
 from icd.trainer.provenance import digest
@@ -44,7 +43,7 @@ def test_a_run_is_measured_once(tmp_path, monkeypatch):
     assert row.command == (
         f"python -m icd distil --recipe {NAME} --recipe.epochs 3 --recipe.batch_size 16 "
         "--recipe.learning_rate 0.05 --recipe.schedule one-cycle --recipe.precision float32 "
-        f"# teacher={digest(Scoring(small(1)))}"
+        f"# teacher={digest(small(1))}"
     )
     assert read_results(tmp_path / "results.csv") == [row]
     monkeypatch.setattr("icd.compare.accuracy", lambda *_: pytest.fail("the test images were read again"))
