@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from icd import figures
-from icd.figures import plots
+from icd.figures import plots, slider
 
 RANDOM = np.random.default_rng(0)
 
@@ -184,10 +184,10 @@ def test_a_frame_drawn_again_has_nothing_moved() -> None:
     """Or the picture would jump under the slider where some frames were drawn once more than others."""
     figures.use_style()
     once, again = photo(0), photo(0)
-    figures._frame(once, 192)
-    figures._frame(again, 192)
-    figures._frame(again, 160)
-    assert np.array_equal(figures._frame(once, 128), figures._frame(again, 128))
+    slider._frame(once, 192)
+    slider._frame(again, 192)
+    slider._frame(again, 160)
+    assert np.array_equal(slider._frame(once, 128), slider._frame(again, 128))
 
 
 @pytest.mark.parametrize(
