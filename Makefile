@@ -8,7 +8,7 @@ CHAPTERS = $(wildcard book/*.ipynb)
 BUILD_BOOK = $(BIN)/jupyter-book build book --config _config.yml --path-output . -W -n --keep-going \
 	|| { rm -rf _build/.doctrees; exit 1; }
 
-.PHONY: help book test lint unit chapters pages check format address hooks clean FORCE
+.PHONY: gpu help book test lint unit chapters pages check format address hooks clean FORCE
 
 help: ## say what can be made (this)
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ chapters: $(READY) _build/inputs ## run every chapter
 pages: $(READY) _build/inputs ## look at the built book in a headless browser
 	$(BUILD_BOOK)
 	$(BIN)/pytest -m page
+
+gpu: ## measure training on one CUDA card; needs no .venv and no network
+	PYTHONPATH=. $(PYTHON) tests/benchmarks/gpu.py
 
 check: lint unit ## what to run before a commit: everything that takes seconds
 
