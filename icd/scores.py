@@ -1,4 +1,4 @@
-"""What a network says of an image: its logits, its last map, and its logits at every place."""
+"""Scores of a network for a batch: its logits, its last feature map, and the logits of every region."""
 
 from __future__ import annotations
 
@@ -27,21 +27,18 @@ class _Fields(NamedTuple):
 
 
 class Scores(_Fields):
-    """One batch, gone once through one network (chapter 3).
-
-    `logits`, `features`, `head`, `stages`.
-    """
+    """The outputs of one network for one batch (chapter 3): `logits`, `features`, `head`, `stages`."""
 
     def local(
         self, scales: Scales = (1, 2, 4), pooling: Pooling = "adaptive", repeat: bool = False
     ) -> Tensor:
-        """Class scores of every region, (B, N, C): `local_logits` of this batch.
+        """Return the logits of every region, (B, N, C); see `local_logits`.
 
-        Computed once however many terms of an objective ask for it.
+        Computed once for all terms that ask for the same regions.
         """
         memo: dict = self.__dict__.setdefault("_local", {})
         how = (check_scales(scales), pooling, repeat)
-        key = (*how, torch.is_grad_enabled())  # what was made for a look has no gradient for a loss
+        key = (*how, torch.is_grad_enabled())  # a value computed under no_grad has no gradient for a loss
         if key not in memo:
             if isinstance(self.head, nn.Linear):
                 memo[key] = local_logits(self.features, self.head.weight, self.head.bias, *how)
@@ -51,7 +48,7 @@ class Scores(_Fields):
         return memo[key]
 
     def rows(self, where: slice) -> Scores:
-        """What was said of some of the images."""
+        """Return the scores of some of the images."""
         stages = tuple(stage[where] for stage in self.stages)
         return Scores(self.logits[where], self.features[where], self.head, stages)
 
@@ -95,7 +92,7 @@ class Batch:
 
 
 class Scoring(nn.Module):
-    """A network whose forward pass returns `Scores`, so that a wrapper around it sees one forward."""
+    """A network whose forward pass returns `Scores`, so that wrappers (compile, DDP) see one forward."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -113,29 +110,29 @@ def local_logits(
     pooling: Pooling = "adaptive",
     repeat: bool = False,
 ) -> Tensor:
-    """Class scores of every region of a feature map (Wei et al. 2024, section 3; chapter 3).
+    """Return the logits of every region of a feature map (Wei et al. 2024, section 3; chapter 3).
 
-    Scale m cuts the map into m x m regions. The head is affine and pooling is averaging, so
-    they commute: the head is applied once, on the finest grid, and coarser scales that divide
-    it are averages of its logits.
+    Scale m cuts the map into m x m regions. The head is affine and pooling is averaging, so they commute: the
+    head is applied once, on a grid of cells, and regions are averages of the cells' logits.
 
     Args:
         features: the last feature map, (B, D, H, W).
-        weight: of the head, (C, D); None where the map holds class scores already.
+        weight: of the head, (C, D); None if the map already holds class scores.
         bias: of the head, (C,), or None.
-        scales: positive integers, in the order in which their regions shall come.
-        pooling: "adaptive" bins overlap where m does not divide H or W, as in the published
-            code; "area" shares a pixel between regions in proportion to overlap, so that the
-            regions' mean is the image's logits at every scale.
-        repeat: allow a scale finer than the map, which can only repeat or blend its cells.
+        scales: positive integers, in the order in which their regions are returned.
+        pooling: "adaptive" is the published code: the map is pooled to 4 x 4 cells (to the finest scale if
+            that is finer), whose bins overlap where 4 does not divide H or W, and scales that divide this
+            grid average it. "area" shares a pixel between regions in proportion to overlap, so that the mean
+            over a scale's regions is the image's logits.
+        repeat: allow a scale finer than the map, whose regions repeat or blend its cells.
 
     Returns:
-        (B, N, C) with N the sum of m * m; regions row-major within a scale. Float32 for
-        half-precision features, else the dtype of the features.
+        (B, N, C), N the sum of m * m; regions row-major within a scale. Float32 for half-precision features,
+        else the dtype of the features.
 
     Raises:
-        ValueError: shapes that do not fit, a scale that is no positive integer, a scale finer
-            than the map without `repeat`.
+        ValueError: shapes that do not fit, a scale that is not a positive integer, or a scale finer than the
+            map without `repeat`.
     """
     if features.ndim != 4:
         raise ValueError(f"features have shape {tuple(features.shape)}: expected (B, D, H, W)")
@@ -150,20 +147,19 @@ def local_logits(
         )
     scales = check_scales(scales)
     check_choice("pooling", pooling, ("adaptive", "area"))
-    finest = max(scales)
-    if finest > min(height, width) and not repeat:
+    if max(scales) > min(height, width) and not repeat:
         raise ValueError(
-            f"scale {finest} cuts a {height} x {width} map into {finest} x {finest} regions, more than it "
-            "has cells: they would only repeat. Use coarser scales, or say repeat=True"
+            f"scale {max(scales)} cuts a {height} x {width} map into {max(scales)} x {max(scales)} regions, "
+            "more than it has cells: they would only repeat. Use coarser scales, or say repeat=True"
         )
+    grids = _grids(height, width, scales, pooling)
     with full_precision(features) as (features,):
-        cells, blocks = _plan(features, height, width, scales, pooling)
-        # (B, cells, D), in memory too, as the head reads them. Of one grid over a map that
-        # lies channels last in a CPU's memory, PyTorch's own pooling does the same in half
-        # the time.
-        own = features.device.type == "cpu" and features.is_contiguous(memory_format=torch.channels_last)
-        if own and pooling == "adaptive" and len(cells) == finest**2:
-            logits = F.adaptive_avg_pool2d(features, finest).flatten(2).mT
+        cells, blocks = _plan(features, height, width, scales, grids, pooling)
+        # (B, cells, D), in this order in memory, as the head reads them. For one grid over a map that is
+        # channels last on a CPU, PyTorch's own pooling takes half the time.
+        channels_last = features.is_contiguous(memory_format=torch.channels_last)
+        if features.device.type == "cpu" and channels_last and pooling == "adaptive" and len(grids) == 1:
+            logits = F.adaptive_avg_pool2d(features, grids[0]).flatten(2).mT
         else:
             logits = for_each(cells, features.flatten(2).mT)
         if weight is not None:
@@ -173,6 +169,17 @@ def local_logits(
         return logits if blocks is None else for_each(blocks, logits)
 
 
+def _grids(height: int, width: int, scales: tuple[int, ...], pooling: Pooling) -> tuple[int, ...]:
+    """Return the grids that the map is pooled to: a shared one that scales average, and scales' own."""
+    shared, side = max(scales), min(height, width)
+    if pooling == "adaptive" and side >= 4:
+        shared = max(shared, 4)  # as the published code does, whatever the scales
+    elif pooling == "adaptive" and shared <= side:
+        return tuple(sorted(set(scales)))  # the map itself is the finest grid
+    own = sorted({m for m in scales if shared % m})
+    return (shared, *own) if len(own) < len(set(scales)) else tuple(own)
+
+
 @constants
 def _plan(
     dtype: torch.dtype,
@@ -180,22 +187,18 @@ def _plan(
     height: int,
     width: int,
     scales: tuple[int, ...],
+    grids: tuple[int, ...],
     pooling: Pooling,
 ) -> tuple[Tensor, Tensor | None]:
-    """Pooling as two fixed matrices: map pixels -> cells (K, HW), cells -> regions (N, K).
-
-    The cells are the finest grid, and the grids of scales that do not divide it.
-    """
-    finest = max(scales)
-    grids = [finest, *sorted({m for m in scales if finest % m})]
+    """Return pooling as two matrices: map pixels -> cells (K, HW), and cells -> regions (N, K) or None."""
     cells = torch.cat([torch.kron(_bins(height, m, pooling), _bins(width, m, pooling)) for m in grids])
-    if scales == (finest,):
+    if scales == grids:
         return cells.to(dtype=dtype, device=device), None
     first = dict(zip(grids, accumulate((m * m for m in grids), initial=0), strict=False))
     blocks = torch.zeros(sum(m * m for m in scales), len(cells), dtype=torch.float64)
     row = 0
     for m in scales:
-        source = finest if finest % m == 0 else m
+        source = m if m in first else grids[0]  # the shared grid
         steps = _bins(source, m, "area")
         blocks[row : row + m * m, first[source] : first[source] + source * source] = torch.kron(steps, steps)
         row += m * m
@@ -203,7 +206,7 @@ def _plan(
 
 
 def _bins(length: int, m: int, pooling: Pooling) -> Tensor:
-    """Averaging `length` pixels into `m` bins, (m, length); each row sums to 1."""
+    """Return the averages of `length` pixels in `m` bins as a matrix, (m, length); each row sums to 1."""
     weights = torch.zeros(m, length, dtype=torch.float64)
     for i in range(m):
         start, stop = i * length / m, (i + 1) * length / m

@@ -33,24 +33,41 @@ def test_area_pooling_keeps_the_images_logits_as_the_mean_at_every_scale(size, s
 
 
 @given(maps, scale_sets, st.sampled_from([torch.contiguous_format, torch.channels_last]))
-def test_adaptive_pooling_is_torchs_and_coarse_scales_average_the_finest(size, scales, layout):
+def test_adaptive_pooling_goes_through_the_4_by_4_grid(size, scales, layout):
     features, weight, bias = features_and_head(*size)
     features = features.contiguous(memory_format=layout)
-    finest = max(scales)
     expected = []
     for m in scales:
-        source = F.adaptive_avg_pool2d(features, finest) if finest % m == 0 else features
+        source = features if m == 3 else F.adaptive_avg_pool2d(features, 4)
         expected.append(F.adaptive_avg_pool2d(source, m).flatten(2))
     expected = F.linear(torch.cat(expected, 2).transpose(1, 2), weight, bias)
     torch.testing.assert_close(local_logits(features, weight, bias, scales), expected)
 
 
-@given(st.permutations([1, 2, 3, 4]))
-def test_regions_come_in_the_order_of_the_scales(scales):
-    features, weight, bias = features_and_head(12, 12)
-    together = local_logits(features, weight, bias, scales, "area")
-    apart = torch.cat([local_logits(features, weight, bias, (m,), "area") for m in scales], 1)
-    torch.testing.assert_close(together, apart)
+@given(maps, st.permutations([1, 2, 3, 4]), st.sampled_from(["adaptive", "area"]))
+def test_a_region_does_not_depend_on_the_other_scales(size, scales, pooling):
+    features, weight, bias = features_and_head(*size)
+    together = local_logits(features, weight, bias, scales, pooling)
+    apart = [local_logits(features, weight, bias, (m,), pooling) for m in scales]
+    torch.testing.assert_close(together, torch.cat(apart, 1))
+
+
+@given(st.sampled_from([(1,), (2,), (1, 2), (3, 1), (2, 3)]), st.just(3), st.integers(3, 9))
+def test_a_map_smaller_than_4_by_4_is_its_own_grid(scales, height, width):
+    features, weight, bias = features_and_head(height, width)
+    pooled = [F.adaptive_avg_pool2d(features, m).flatten(2) for m in scales]
+    expected = F.linear(torch.cat(pooled, 2).mT, weight, bias)
+    torch.testing.assert_close(local_logits(features, weight, bias, scales), expected)
+
+
+def test_a_scale_finer_than_4_is_the_grid_of_those_that_divide_it():
+    features, weight, bias = features_and_head(20, 22)
+    grid = F.adaptive_avg_pool2d(features, 8)
+    pooled = [
+        F.adaptive_avg_pool2d(source, m).flatten(2) for source, m in ((grid, 2), (grid, 8), (features, 3))
+    ]
+    expected = F.linear(torch.cat(pooled, 2).mT, weight, bias)
+    torch.testing.assert_close(local_logits(features, weight, bias, (2, 8, 3)), expected)
 
 
 def test_both_poolings_agree_where_the_scale_divides_the_map_and_differ_where_not():
@@ -63,7 +80,7 @@ def test_both_poolings_agree_where_the_scale_divides_the_map_and_differ_where_no
 def test_a_head_without_bias_and_one_region_alone():
     features, weight, _ = features_and_head(5, 7)
     torch.testing.assert_close(
-        local_logits(features, weight, None, (1,))[:, 0], features.mean((2, 3)) @ weight.T
+        local_logits(features, weight, None, (1,), "area")[:, 0], features.mean((2, 3)) @ weight.T
     )
 
 

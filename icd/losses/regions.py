@@ -177,7 +177,10 @@ def icd_loss(
 
 
 def scale_weights(scales: Sequence[int]) -> tuple[float, ...]:
-    """The published weight of each scale: as 1 + log2(m), summing to 1 (chapter 5)."""
+    """Return the weight of each scale, proportional to 1 + log2(m) and summing to 1 (chapter 5).
+
+    Published for scales 1, 2 and 4 (weights 1, 2, 3); for any other scale it is our extrapolation.
+    """
     raw = [1 + math.log2(m) for m in check_scales(scales)]
     return tuple(w / sum(raw) for w in raw)
 
