@@ -185,18 +185,18 @@ def test_ctrl_c_is_answered_plainly(birds, tmp_path, monkeypatch, capsys):
 
     teach = ["teach", str(tmp_path / "run"), "--network", "resnet10-8", "--data.root", str(birds), *SHORT]
     for place, words, said in (
-        ("icd.birdlets._write", ["draw", str(tmp_path / "drawn")], "stopped"),
+        ("icd.datasets.birdlets.dataset._write", ["draw", str(tmp_path / "drawn")], "stopped"),
         (
-            "icd.runs.DataSet.pixels",
+            "icd.experiments.run.DataSet.pixels",
             teach,
             "stopped before its first checkpoint; the same command starts again",
         ),
         (
-            "icd.runs.save_model",
+            "icd.experiments.run.save_model",
             teach,
             "stopped; give the same command again to go on from its checkpoint",
         ),
-        ("icd.__main__.capture_parser", ["methods"], "stopped"),
+        ("icd.cli.main.capture_parser", ["methods"], "stopped"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, interrupt)

@@ -73,8 +73,8 @@ def test_differences_are_paired_by_seed_and_in_points(tmp_path):
 
 def test_a_row_says_what_the_run_learned_on_and_not_what_measured_it(tmp_path, monkeypatch):
     def go_on(device, commit, call=None):
-        monkeypatch.setattr("icd.checkpoint.device_name", lambda *_: device)
-        monkeypatch.setattr("icd.checkpoint.commit", lambda: commit)
+        monkeypatch.setattr("icd.trainer.state.device_name", lambda *_: device)
+        monkeypatch.setattr("icd.trainer.state.commit", lambda: commit)
         teacher, learner = small(1), Student(small(3), METHODS["KD"]())
         if call:
             interrupt(teacher, call)
