@@ -56,7 +56,8 @@ ALONE = METHODS["alone"]()
 ALL_METHODS = "alone, KD, DKD, NKD, SD-KD, SD-DKD, SD-NKD, iCD-KD, iCD-DKD, iCD-NKD"
 ALL_NETWORKS = (
     "resnet10-8, resnet10-16, resnet10-32, resnet18-16, resnet18-32, resnet18-48, resnet20, resnet56, "
-    "resnet8x4, resnet32x4, ResNet50, wrn_16_2, wrn_40_2, vgg8, vgg13, MobileNetV2, ShuffleV1, ShuffleV2"
+    "resnet8x4, resnet32x4, ResNet50, wrn_16_2, wrn_40_2, vgg8, vgg13, MobileNetV2, ShuffleV1, ShuffleV2, "
+    "torchvision/NAME, timm/NAME, efficientnet_lite/NAME"
 )
 DAMAGED = (
     "{tmp}/checkpoint.pt is not a checkpoint of icd, or it is damaged. Delete it to start again, or "
@@ -426,23 +427,24 @@ MODELS = [
     ("weights of another network", lambda at: load_model(at.model(network="vgg8")), ModelError,
      "{tmp}/a.safetensors does not fit vgg8: it has no block0.0.weight. It fits resnet10-8"),
     ("fewer names than classes", lambda at: load_model(at.model(classes=["crow"])), ModelError,
-     "{tmp}/a.safetensors tells 3 classes apart, and its card names 1"),
+     "{tmp}/a.safetensors: the weights have 3 classes and the card 1"),
     ("a weight that is missing", lambda at: load_model(at.model(lambda w: w.pop("head.bias"))), ModelError,
      "{tmp}/a.safetensors does not fit resnet10-8: it has no head.bias"),
     ("a weight of another shape",
      lambda at: load_model(at.model(lambda w: w.update({"head.bias": torch.zeros(4)}))), ModelError,
-     "{tmp}/a.safetensors does not fit resnet10-8: its head.bias has shape (4,), and the network's (3,)"),
+     "{tmp}/a.safetensors does not fit resnet10-8: its head.bias has shape (4,), the network's has "
+     "shape (3,)"),
     ("a weight that is no number",
      lambda at: load_model(at.model(lambda w: w["head.bias"].fill_(torch.nan))), ModelError,
-     "{tmp}/a.safetensors: its head.bias holds something else than finite numbers"),
+     "{tmp}/a.safetensors: its head.bias has values that are not finite numbers"),
     ("a counter of another shape", lambda at: load_model(at.model(miscount)), ModelError,
-     "{tmp}/a.safetensors does not fit resnet10-8: its counters of batches are others"),
+     "{tmp}/a.safetensors does not fit resnet10-8: num_batches_tracked does not match"),
     ("published weights that are complex",
      lambda at: load_published("resnet20", saved(at, torch.zeros(1, dtype=torch.complex64))), ModelError,
-     "{tmp}/a.pth: its conv1.weight holds something else than finite numbers"),
+     "{tmp}/a.pth: its conv1.weight has values that are not finite numbers"),
     ("published weights that are infinite",
      lambda at: load_published("resnet20", saved(at, torch.tensor([-torch.inf]))), ModelError,
-     "{tmp}/a.pth: its conv1.weight holds something else than finite numbers"),
+     "{tmp}/a.pth: its conv1.weight has values that are not finite numbers"),
     ("a card made by hand", lambda at: ModelCard("resnet10-8", ("a",), 0), ModelError,
      "the card's size cannot be 0"),
     ("a file where a saved network goes",
@@ -886,7 +888,7 @@ WRONG = [  # a name, a command, what happens before, and the line that follows "
      "{run}/checkpoint.pt does not say which network its weights are of: give --teacher_network"),
     ("a teacher that is a checkpoint",
      "distil {run}/checkpoint.pt {tmp}/a {short} --teacher_network vgg8", None,
-     '{run}/checkpoint.pt holds no weights: neither a state dict nor one under "model", "state_dict" or '
+     '{run}/checkpoint.pt contains no weights: expected a state dict, or one under "model", "state_dict" or '
      '"net"'),
     ("a teacher that nobody taught yet", "distil runs/cub200-resnet32x4 {tmp}/a", None,
      "there is no teacher in runs/cub200-resnet32x4 yet: python -m icd distil --recipe cub200-resnet32x4 "

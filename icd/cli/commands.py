@@ -20,8 +20,8 @@ from icd.experiments import compare as comparison
 from icd.experiments.model_file import classify, load_model, save_model
 from icd.experiments.published import published_run, published_runs
 from icd.experiments.run import Teacher, check_classes, data_of, load, load_teacher, prepare, read_box
-from icd.networks.build import NETWORKS
 from icd.networks.build import network as build
+from icd.networks.registry import NETWORKS
 from icd.objective import METHODS, parse
 from icd.trainer.evaluate import accuracy
 from icd.trainer.recipe import Recipe

@@ -21,7 +21,7 @@ from icd.datasets.images import MOST_PIXELS, UPRIGHT, Crop, ImageList, Resize, o
 from icd.errors import DataError, ModelError
 from icd.files import write_atomically
 from icd.networks.build import network
-from icd.networks.pretrained import fill
+from icd.networks.pretrained import load_weights
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelCard]:
         model = network(card.network, len(card.classes), card.size)
     except ValueError as error:
         raise ModelError(f"{path}: {error}") from error
-    told = fill(model, weights, card.network, path)
-    if told != len(card.classes):
-        raise ModelError(f"{path} tells {told} classes apart, and its card names {len(card.classes)}")
+    classes = load_weights(model, weights, card.network, path, len(card.classes))
+    if classes != len(card.classes):
+        raise ModelError(f"{path}: the weights have {classes} classes and the card {len(card.classes)}")
     return model.eval(), card
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from icd.experiments.published import Cost, PublishedRun, published_runs
 from icd.files import write_atomically
-from icd.networks import network, parameters
+from icd.networks import network
 from icd.objective import parse
 from icd.trainer.memory import step_bytes
 
@@ -44,13 +44,17 @@ def gigabytes(
     return round(need / 1e9, 2)
 
 
+def parameters(name: str, classes: int, size: int) -> int:
+    return sum(p.numel() for p in network(name, classes, size).parameters())
+
+
 def cost(run: PublishedRun) -> Cost:
     """Of one run."""
     classes, batch = CLASSES[run.data], run.recipe.batch_size
     of_step = (run.data, run.size, run.teacher, run.network, str(run.objective), batch)
     return Cost(
-        teacher_parameters=parameters(network(run.teacher, classes, run.size)) if run.teacher else 0,
-        student_parameters=parameters(network(run.network, classes, run.size)),
+        teacher_parameters=parameters(run.teacher, classes, run.size) if run.teacher else 0,
+        student_parameters=parameters(run.network, classes, run.size),
         steps=run.recipe.epochs * (IMAGES[run.data] // batch),
         float32_gb=gigabytes(*of_step, half=False),
         fp16_gb=gigabytes(*of_step, half=True),

@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from icd.networks import NETWORKS, network, parameters
+from icd.networks import NETWORKS, network
 
 
 def milliseconds(name: str, image_size: int, batch: int, passes: int, device: str) -> tuple[float, int]:
@@ -52,7 +52,7 @@ def main() -> None:
     for name in NETWORKS:
         small, fine = milliseconds(name, 32, 16, options.passes, options.device)
         large, coarse = milliseconds(name, 224, 2, options.passes, options.device)
-        count = parameters(network(name, 200))
+        count = sum(p.numel() for p in network(name, 200).parameters())
         print(
             f"| {name:12} | {count:10,} | {f'{fine} x {fine}':>9} | {f'{coarse} x {coarse}':>10} "
             f"| {small:8.2f} | {large:9.1f} |",
