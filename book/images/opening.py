@@ -8,12 +8,13 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from icd.pixels import normalise
-from icd.saved import load_model
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from icd import birdlets, birds, figures, gram, plots, score
+from icd import birdlets, birds, figures, gram, score
+from icd.datasets.cache import normalise
+from icd.experiments.model_file import load_model
+from icd.figures import plots
 from icd.files import data_path
 
 REGIONS = (6, 15)  # of 4 x 4, row by row: about the head, a corner

@@ -75,7 +75,7 @@ class DataSet:
         A plain folder without `test/` has a fifth of its images set aside for it, the same every time.
 
         Raises:
-            icd.photos.DataError: with the file and what is wrong in it.
+            DataError: with the file and what is wrong in it.
         """
         check_split(split)
         official: Literal["train", "test"] = "test" if split == "test" else "train"

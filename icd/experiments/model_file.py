@@ -86,7 +86,7 @@ def save_model(path: str | Path, model: nn.Module, card: ModelCard, half: bool =
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, ModelCard]:
-    """A saved network in evaluation mode, and its card. `path` is the file, or a run's folder.
+    """A saved network in evaluation mode, and its card (chapter 6). `path` is the file, or a run's folder.
 
     Raises:
         ModelError: no such file, no saved network, or weights that do not fit the network it names.
@@ -136,7 +136,7 @@ def picture(path: str | Path, card: ModelCard, box: Sequence[float] | None = Non
             shows it. It is cut out as the boxes of training images are.
 
     Raises:
-        icd.photos.DataError: the file is not there or does not decode, or a box that is none, or outside.
+        DataError: the file is not there or does not decode, or a box that is none, or outside.
     """
     path, whole = Path(path), card.whole or stored_size(card.size)
     photo = ImageList(

@@ -14,7 +14,7 @@ from icd.networks.registry import build
 def network(
     name: str, classes: int, image_size: int = 32, weights: str | Path | None = None
 ) -> Network | Adapted:
-    """Return a new network by name; untrained weights depend on torch's seed.
+    """Return a new network by name; untrained weights depend on torch's seed (chapter 2).
 
     Args:
         name: one of NETWORKS, or "torchvision/NAME", "timm/NAME" or "efficientnet_lite/efficientnet_lite0"

@@ -15,7 +15,7 @@ EXECUTION_FIELDS = ("precision", "sync_batch_norm", "compile")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a student is trained. The defaults are those of the published runs.
+    """How a student is trained (chapter 2). The defaults are those of the published runs.
 
     Attributes:
         epochs: passes over the training images.
