@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from icd.errors import AdaptError
 from icd.losses.checks import check_choice, check_scales
 from icd.losses.numerics import constants, for_each, full_precision
 
@@ -22,7 +23,7 @@ Pooling = Literal["adaptive", "area"]
 class _Fields(NamedTuple):
     logits: Tensor  # (B, C) image-level class scores
     features: Tensor  # (B, D, H, W) the map that the head reads once it is pooled
-    head: nn.Module  # the classifier: linear, or one that makes a map of class scores (`icd.adapt`)
+    head: nn.Module  # the classifier: linear, or one that makes a map of class scores (`adapt`)
     stages: tuple[Tensor, ...] = ()  # the maps after each stage, for losses that compare features
 
 
@@ -53,29 +54,54 @@ class Scores(_Fields):
         return Scores(self.logits[where], self.features[where], self.head, stages)
 
 
-def score(model: nn.Module, images: Tensor) -> Scores:
-    """Send images (B, 3, H, W) once through `model`, keep what it said on the way (chapter 3).
+class _LogitsOnly(Scores):
+    """The scores of a classifier that `score` cannot look into; `head` is the whole model."""
 
-    `model` has a linear `head` over the average of its last map, and `maps(images)` that
-    returns that map (B, D, h, w) and the tuple of its stages' maps: every network of
-    `icd.zoo` does. Or it has a method `score(images)` of its own, as `icd.adapt` gives it.
-    Raises TypeError for a module that has neither, ValueError for what is no batch of images.
+    @property
+    def features(self) -> Tensor:
+        raise AdaptError(
+            f"{type(self.head).__name__} gives logits of whole images only: for losses of regions or "
+            "features wrap it with icd.networks.adapt, or use cross_entropy() and whole_image()"
+        )
+
+    @property
+    def stages(self) -> tuple[Tensor, ...]:
+        return (self.features,)
+
+    def rows(self, where: slice) -> Scores:
+        return _LogitsOnly(self.logits[where], self[1], self.head)
+
+
+def score(model: nn.Module, images: Tensor) -> Scores:
+    """Send images (B, 3, H, W) once through `model` and return its scores (chapter 3).
+
+    A network of `icd.networks` has a linear `head` over the average of its last map, and `maps(images)` that
+    returns that map (B, D, h, w) and a tuple of the stages' maps; an adapted one has its own `score(images)`.
+    Of any other module that returns logits (B, C) only whole images can be compared: its `features`, `stages`
+    and `local` raise AdaptError.
+
+    Raises:
+        TypeError: a module that returns no logits (B, C).
+        ValueError: images of another shape or dtype.
     """
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images have shape {tuple(images.shape)}: expected (B, 3, H, W)")
     if not images.is_floating_point():
-        raise ValueError(f"images hold {images.dtype}: hand them to icd.pixels.normalise first")
+        raise ValueError(
+            f"images have dtype {images.dtype}: normalise them with icd.datasets.cache.normalise"
+        )
     own = getattr(type(model), "score", None)
     if own is not None:
         return own(model, images)
     head, maps = getattr(model, "head", None), getattr(model, "maps", None)
-    if not isinstance(head, nn.Linear) or maps is None:
-        raise TypeError(
-            f"{type(model).__name__} has no `maps(images)` and linear `head`: "
-            "local logits need the map that a linear classifier reads once it is averaged"
-        )
-    features, stages = maps(images)
-    return Scores(head(features.mean((2, 3))), features, head, stages)
+    if isinstance(head, nn.Linear) and maps is not None:
+        features, stages = maps(images)
+        return Scores(head(features.mean((2, 3))), features, head, stages)
+    output = model(images)
+    logits = getattr(output, "logits", output)  # some models return named outputs
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise TypeError(f"{type(model).__name__} returns no logits of shape (B, C)")
+    return _LogitsOnly(logits, logits, model)
 
 
 @dataclass(frozen=True)

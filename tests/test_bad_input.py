@@ -32,7 +32,7 @@ from icd.datasets import DataSet, cache, cifar
 from icd.datasets.cache import CachedImages
 from icd.datasets.folders import class_folders
 from icd.datasets.images import ImageList
-from icd.errors import DataError, ModelError, NonFiniteLoss, RunError
+from icd.errors import AdaptError, DataError, ModelError, NonFiniteLoss, RunError
 from icd.experiments.compare import Result, compare, read_results, write_results
 from icd.experiments.model_file import ModelCard, classify, load_model, picture, save_model
 from icd.experiments.statistics import groups, paired_interval
@@ -480,10 +480,13 @@ MODELS = [
      "images have shape (2, 1, 32, 32): expected (B, 3, H, W)"),
     ("images still in bytes",
      lambda at: score(small(), torch.zeros(2, 3, 32, 32, dtype=torch.uint8)), ValueError,
-     "images hold torch.uint8: hand them to icd.pixels.normalise first"),
-    ("a module without maps", lambda at: score(nn.Flatten(), logits(2, 3, 8, 8)), TypeError,
-     "Flatten has no `maps(images)` and linear `head`: local logits need the map that a linear "
-     "classifier reads once it is averaged"),
+     "images have dtype torch.uint8: use icd.datasets.cache.normalise"),
+    ("a module without logits", lambda at: score(nn.Conv2d(3, 4, 3), logits(2, 3, 8, 8)), TypeError,
+     "Conv2d returns no logits of shape (B, C)"),
+    ("regions of a module without maps",
+     lambda at: score(nn.Flatten(), logits(2, 3, 8, 8)).local(), AdaptError,
+     "Flatten gives logits of whole images only: for losses of regions or features wrap it with "
+     "icd.networks.adapt, or use cross_entropy() and whole_image()"),
     ("no such file of the book", lambda at: files.data_path("zzz"), FileNotFoundError,
      "zzz does not ship with this installation of icd"),
 ]  # fmt: skip

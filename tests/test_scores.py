@@ -1,15 +1,20 @@
 """Local logits: what pooling and the head promise, at any scale of any map."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from icd import Scores, icd_loss, local_logits, score
+from icd.errors import AdaptError
 from icd.networks import SmallResNet
+from icd.objective import METHODS
+from icd.scores import Batch
 
 maps = st.tuples(st.integers(4, 28), st.integers(4, 28))
 scale_sets = st.lists(st.integers(1, 4), min_size=1, max_size=4, unique=True).map(tuple)
@@ -172,3 +177,30 @@ def test_what_inference_made_serves_training_afterwards():
     local = local_logits(features.requires_grad_(), weight, bias, (1, 3))
     icd_loss(local, local.detach().flip(0), scales=(1, 3)).backward()
     assert features.grad.isfinite().all()
+
+
+class Named(nn.Sequential):
+    """A classifier that returns named outputs, as some do."""
+
+    def forward(self, images: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=super().forward(images), other=images)
+
+
+@pytest.mark.parametrize("container", [nn.Sequential, Named])
+def test_any_classifier_has_scores_of_whole_images_and_refuses_regions_and_features(container):
+    model = container(nn.Flatten(), nn.Linear(3 * 8 * 8, 5))
+    images = torch.randn(4, 3, 8, 8)
+    scores = score(model, images)
+    expected = nn.Sequential(*model)(images)
+    batch = Batch(images, torch.tensor([0, 1, 2, 3]), torch.arange(4))
+    for mine, rows in ((scores, slice(None)), (scores.rows(slice(1, 3)), slice(1, 3))):
+        assert torch.equal(mine.logits, expected[rows])
+        for ask in (lambda s: s.local(), lambda s: s.features, lambda s: s.stages):
+            with pytest.raises(AdaptError, match=f"{container.__name__} gives logits of whole images only"):
+                ask(mine)
+    for method in ("KD", "DKD", "NKD"):
+        loss, _ = METHODS[method]()(scores, scores, batch)
+        loss.backward(retain_graph=True)
+        assert model[1].weight.grad.any()
+    with pytest.raises(AdaptError):
+        METHODS["iCD-KD"]()(scores, scores, batch)
