@@ -1,4 +1,4 @@
-"""The book's figures: one style, sliders over stored pictures, and the plots that several chapters share."""
+"""The book's figures: one style, sliders over stored pictures, plots that several chapters share."""
 
 from icd.figures.slider import flipbook
 from icd.figures.style import (

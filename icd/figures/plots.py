@@ -1,6 +1,6 @@
-"""The plots that chapters share: curves of a run, methods over seeds, and a bird with what its regions say.
+"""Plots that several chapters share: a run's curves, methods over seeds, intervals, similar regions.
 
-Arrays and rows in, a matplotlib figure out, in the style and palette of `icd.figures`.
+Functions take arrays and rows of numbers and return a matplotlib figure in the book's style.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from icd.experiments.statistics import Interval
 from icd.figures.style import INK, PALETTE, colour, line_style
 
-#: The method that a term makes, whose colour it takes, and the term in words.
+#: Term -> the method whose colour it takes, and its label.
 _TERMS = {name.lower().replace("-", "_"): (name, name) for name in PALETTE}
 _TERMS |= {"clustering": ("iCD-KD", "clustering"), "cross_entropy": ("student", "cross-entropy")}
 
 
 def term_curves(history: Sequence[Mapping[str, Any]], terms: Sequence[str]) -> Figure:
-    """The weighted value of each term, epoch by epoch, on a logarithmic axis.
+    """Plot the weighted value of each term over epochs, on a logarithmic axis.
 
-    `history` is what `icd.training.fit` returns. A term has the colour of the method that it makes: `sd_kd`
-    that of SD-KD, `clustering` that of iCD, `cross_entropy` the student's; any other takes one of `NEUTRAL`.
+    `history` is the log that `icd.fit` returns. A term takes the colour of its method: `sd_kd` that of SD-KD,
+    `clustering` that of iCD, `cross_entropy` the student's; any other takes the next of `NEUTRAL`. Raises
+    ValueError for a term that an epoch's log lacks.
     """
     figure, axis = plt.subplots()
     epochs = [row["epoch"] for row in history]
     for term in terms:
-        if lacking := [row["epoch"] for row in history if term not in row]:
-            raise ValueError(f'the log of epoch {lacking[0]} has no term "{term}"')
+        if missing := [row["epoch"] for row in history if term not in row]:
+            raise ValueError(f'the log of epoch {missing[0]} has no term "{term}"')
     for term in terms:
         axis.plot(epochs, [row[term] for row in history], **_term_style(term))
     axis.set(xlabel="epoch", ylabel="weighted loss", yscale="log")
@@ -43,15 +43,15 @@ def term_curves(history: Sequence[Mapping[str, Any]], terms: Sequence[str]) -> F
 
 
 def _term_style(term: str) -> dict[str, Any]:
-    """Keyword arguments for `Axes.plot`: the line of a term, and its name in words."""
+    """Return keyword arguments for `Axes.plot`: the line and label of a term."""
     if term not in _TERMS:
         return {"label": term.replace("_", " ")}
-    method, words = _TERMS[term]
-    return line_style(method) | {"label": words}
+    method, label = _TERMS[term]
+    return line_style(method) | {"label": label}
 
 
 def seeds_and_means(scores: Mapping[str, Sequence[float]], xlabel: str) -> Figure:
-    """A dot for each run, a bar at the mean of each method; methods from top to bottom."""
+    """Plot a dot for each run and a bar at each method's mean; methods from top to bottom."""
     figure, axis = plt.subplots(figsize=(6.8, 0.6 + 0.5 * len(scores)))
     for row, (name, values) in enumerate(scores.items()):
         axis.plot(values, np.full(len(values), row), "o", color=colour(name), alpha=0.55, markersize=7)
@@ -60,11 +60,14 @@ def seeds_and_means(scores: Mapping[str, Sequence[float]], xlabel: str) -> Figur
     return figure
 
 
-def forest(intervals: Mapping[str, Interval], xlabel: str) -> Figure:
-    """Mean differences with their intervals, and the line of no difference."""
+def forest(intervals: Mapping[str, Sequence[float]], xlabel: str) -> Figure:
+    """Plot mean differences with their intervals, and a line at zero.
+
+    Each interval begins with mean, low and high, as `icd.experiments.statistics.Interval` does.
+    """
     figure, axis = plt.subplots(figsize=(6.8, 0.6 + 0.5 * len(intervals)))
     axis.axvline(0, color=INK, linewidth=1)
-    for row, (name, (mean, low, high, _)) in enumerate(intervals.items()):
+    for row, (name, (mean, low, high, *_)) in enumerate(intervals.items()):
         shade = PALETTE.get(name.split()[0], INK)
         axis.plot([low, high], [row, row], color=shade)
         axis.plot(mean, row, "o", color=shade, markersize=8)
@@ -75,9 +78,9 @@ def forest(intervals: Mapping[str, Interval], xlabel: str) -> Figure:
 def similarity(
     axis: Axes, image: np.ndarray, cosines: np.ndarray, region: int, title: str, low: float = -1.0
 ) -> None:
-    """A bird (S, S, 3) lit where its regions are like one of them, which is outlined.
+    """Draw an image (S, S, 3), bright where its regions are similar to `region`, which is outlined.
 
-    `cosines` are those of the m x m regions to `region`, (m, m): at 1 a region is fully lit, at `low` dark.
+    `cosines` (m, m) are the regions' similarities to `region`: at 1 a region is bright, at `low` dark.
     """
     m, side = len(cosines), len(image)
     light = np.clip((cosines - low) / (1 - low), 0, 1)

@@ -1,4 +1,4 @@
-"""Sliders over stored pictures, in plain HTML."""
+"""Sliders over stored pictures in plain HTML."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 from PIL import Image
 
-from icd.figures.style import _picture
+from icd.figures.style import to_picture
 
 
 def flipbook(
@@ -28,33 +28,33 @@ def flipbook(
     dpi: int = 192,
     max_bytes: int = 300_000,
 ) -> HTML:
-    """A slider over pictures drawn beforehand: moves by mouse and keyboard, with no kernel and no network.
+    """Return a slider over pictures that needs no kernel and no network; it works by mouse and keyboard.
 
-    It is one piece of plain HTML, a range input over images held in the page, as that works alike in the
-    published page, opened as a file, in JupyterLab and in Colab; a widget would need its manager in each, and
-    a live kernel in two. Without JavaScript the picture at `start` stands there.
+    It is plain HTML, a range input over images stored in the page. So it works in the published page, in a
+    file, in JupyterLab and in Colab; a widget would need its manager in each. Without JavaScript the page
+    shows the picture at `start`.
 
     Args:
-        frames: matplotlib figures (closed once drawn), arrays as `contact_sheet` takes them, or PNG bytes.
-        labels: what the slider says at each frame, "T = 4" say.
-        alt: what is seen; one text for all frames (the label is added), or one for each frame.
-        name: what the slider changes, "Temperature" say.
-        start: the frame that is shown at first.
-        dpi: of figures, at most; twice the 96 of a page's pixels, for screens of high density.
-        max_bytes: of the whole slider. Frames are stored without loss where that fits, else with little loss,
-            and figures are drawn at fewer dots where that does not fit either.
+        frames: matplotlib figures (closed once drawn), arrays as for `contact_sheet`, or PNG bytes.
+        labels: the text beside the slider at each frame, such as "T = 4".
+        alt: alternative text: one for all frames (the label is added), or one for each frame.
+        name: what the slider changes, such as "Temperature".
+        start: index of the frame shown first.
+        dpi: resolution of figures, at most; by default twice a page's 96, for high-density screens.
+        max_bytes: size limit of the slider. Frames are stored without loss if they fit, else with little
+            loss, and figures are drawn at a lower resolution if they still do not fit.
 
     Raises:
-        ValueError: no frames, labels or texts that are not one for each frame, a frame that is no picture,
-            frames that do not fit.
+        ValueError: no frames; labels or texts that do not match the frames; a frame that is not a picture;
+            frames that do not fit into `max_bytes`.
     """
     texts = [f"{alt} ({name}: {label})" for label in labels] if isinstance(alt, str) else list(alt)
     if not 0 < len(frames) == len(labels) == len(texts):
         raise ValueError(f"{len(frames)} frames, {len(labels)} labels, {len(texts)} alternative texts")
     if not all(text.strip() for text in ([alt] if isinstance(alt, str) else alt)):
-        raise ValueError("alt must say what is seen")
+        raise ValueError("alt is empty: describe the picture")
     if not 0 <= start < len(frames):
-        raise ValueError(f"start is {start}: {len(frames)} frames are counted from 0 to {len(frames) - 1}")
+        raise ValueError(f"start is {start}: give the index of a frame, 0 to {len(frames) - 1}")
     first = frames[0]
     width = round(first.get_figwidth() * 96) if isinstance(first, Figure) else _frame(first, dpi).width
     images = "".join(
@@ -62,14 +62,14 @@ def flipbook(
         f' width="{width}"{"" if index == start else " hidden"}>'
         for index, (data, text) in enumerate(zip(_fit(frames, dpi, max_bytes), texts, strict=True))
     )
-    said = html.escape("|".join(label.replace("|", "/") for label in labels))
+    joined = html.escape("|".join(label.replace("|", "/") for label in labels))
     return HTML(
         f"{_FLIPBOOK_CSS}"
-        f'<figure class="icd-flipbook" data-labels="{said}"><div>{images}</div>'
+        f'<figure class="icd-flipbook" data-labels="{joined}"><div>{images}</div>'
         f'<div class="icd-turn"><label>{html.escape(name)}'
         f'<input type="range" min="0" max="{len(frames) - 1}" value="{start}"'
         f' aria-valuetext="{html.escape(labels[start])}" autocomplete="off" oninput="{_FLIPBOOK_JS}"'
-        # JupyterLab would take the arrow keys for walking through the cells.
+        # Else JupyterLab moves from cell to cell on arrow keys.
         ' onkeydown="event.stopPropagation()"></label>'
         f"<output>{html.escape(labels[start])}</output></div></figure>"
     )
@@ -93,27 +93,27 @@ _FLIPBOOK_CSS = (
 
 
 def _frame(frame: Any, dpi: int) -> Image.Image:
-    """One frame of a flipbook, drawn."""
+    """Return one frame as an RGB picture."""
     if isinstance(frame, Figure):
         buffer = BytesIO()
-        # No tight box: every frame must have the same size, or the picture jumps under the slider.
+        # A tight box would give frames different sizes, and the picture would jump.
         with mpl.rc_context({"savefig.bbox": None}):
             frame.savefig(buffer, format="png", dpi=dpi)
-        # Laid out once: a second layout of the same figure differs by some pixels.
+        # A second layout of the same figure would differ by some pixels.
         frame.set_layout_engine("none")
         plt.close(frame)
         return Image.open(buffer).convert("RGB")
     if isinstance(frame, bytes):
         return Image.open(BytesIO(frame)).convert("RGB")
-    array = _picture(frame)
+    array = to_picture(frame)
     if array.dtype != np.uint8:
         array = (np.clip(array, 0, 1) * 255).round().astype(np.uint8)
     return Image.fromarray(array).convert("RGB")
 
 
 def _fit(frames: Sequence[Any], dpi: int, max_bytes: int) -> list[bytes]:
-    """The frames as WebP that fit together: with as many dots, then as little loss, as the room allows."""
-    room = max_bytes * 3 // 4 - 1_000 * len(frames)  # base64 makes four bytes of three; texts take some too
+    """Return the frames as WebP files within `max_bytes`, at the best resolution, then quality, that fits."""
+    room = max_bytes * 3 // 4 - 1_000 * len(frames)  # base64 makes four bytes of three; texts take some
     drawn = all(isinstance(frame, Figure) for frame in frames)
     steps = [*range(dpi, 95, -16)] if drawn and dpi > 96 else [dpi]
     for step in steps:
@@ -125,8 +125,8 @@ def _fit(frames: Sequence[Any], dpi: int, max_bytes: int) -> list[bytes]:
 
 
 def _webp(pictures: Sequence[Image.Image], quality: int | None, room: int) -> list[bytes]:
-    """Each picture as WebP of a quality, or without loss; none where they do not fit together."""
-    # Without loss method 6 is the smallest and, on pictures with few colours, the quickest by far.
+    """Encode each picture as WebP, lossless if `quality` is None; return an empty list if they do not fit."""
+    # Lossless method 6 is the smallest and, for pictures with few colours, by far the fastest.
     options: dict[str, Any] = {"lossless": True, "method": 6} if quality is None else {"quality": quality}
     encoded: list[bytes] = []
     for picture in pictures:
@@ -134,7 +134,7 @@ def _webp(pictures: Sequence[Image.Image], quality: int | None, room: int) -> li
         picture.save(buffer, format="webp", **options)
         encoded.append(buffer.getvalue())
         done = len(encoded) / len(pictures)
-        # Most that will not fit show it after two or three. The margin is for frames that differ.
+        # Stop early if the first frames predict a total that is too large; the margin allows for variation.
         if sum(map(len, encoded)) > done * room * (1 + (1 - done) / len(encoded)):
             return []
     return encoded

@@ -1,7 +1,7 @@
-"""How the book's figures look: one style, one palette, and sliders that need no kernel.
+"""The style and palette of the book's figures, and pictures side by side.
 
-Everything here draws arrays and knows no model. Figures stand on a light card of their own, on light and on
-dark pages: only a known ground lets colours be chosen for contrast.
+Functions take arrays, not models. Figures have a light background on light and on dark pages, because colours
+can only be chosen for contrast with a known background.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from icd.errors import did_you_mean
-
 PAPER = "#fdfcf8"
 INK = "#1b1d21"
 
-#: Fixed meanings, 3 : 1 or more on `PAPER` and told apart with any colour vision (a test measures both).
-#: A family shares a colour: blue for losses of whole images, green for scale-decoupled ones, orange for iCD.
+#: Colours with a fixed meaning: contrast of 3 : 1 or more on `PAPER`, distinct with any colour vision (a test
+#: measures both). A family shares a colour: blue for losses of whole images, green for scale-decoupled ones,
+#: orange for iCD, purple for features, violet for relations.
 PALETTE = {
     "teacher": INK,
     "student": "#8a8a8a",
@@ -42,14 +41,17 @@ PALETTE = {
     "FitNet": "#602b76",
     "CRD": "#602b76",
     "SemCKD": "#602b76",
+    "SP": "#5436b4",
+    "RKD": "#5436b4",
+    "AT": "#5436b4",
 }
-#: For what is no method: as clear of `PAPER`, and told apart from each other and from all of `PALETTE`, with
-#: any colour vision too. Lines that nobody gave a colour take these in turn, so that none poses as a method.
+#: Colours for anything else, with the same contrast, and distinct from each other and from `PALETTE`. Lines
+#: without a colour of their own take these in turn, so that none looks like a method of `PALETTE`.
 NEUTRAL = {"wine": "#923161", "olive": "#55550c", "sand": "#b68661"}
-#: What sets the members of a family apart.
-_DASHES = {"DKD": "--", "NKD": ":", "CRD": "--", "SemCKD": ":"}
+#: Line styles that distinguish the members of a family.
+_DASHES = {"DKD": "--", "NKD": ":", "CRD": "--", "SemCKD": ":", "RKD": "--", "AT": ":"}
 
-#: Colour maps by meaning: an amount from zero up, a value to either side of zero, and a cosine.
+#: Colour maps by meaning: an amount from zero up, a value with a sign, and a cosine.
 AMOUNT, SIGNED, SIMILARITY = "cividis", "RdBu_r", "magma"
 
 _STYLE: Any = {
@@ -89,22 +91,21 @@ _STYLE: Any = {
 
 
 def use_style() -> None:
-    """Make every figure from here on look like the book's; in a notebook also crisp on any screen (SVG)."""
+    """Apply the book's style to all later figures; in a notebook also draw them as SVG."""
     mpl.rcParams.update(_STYLE)
     if get_ipython() is not None:
         set_matplotlib_formats("svg", metadata={"Date": None})
 
 
 def colour(name: str) -> str:
-    """The colour of a method, teacher or student. Raises ValueError for a name that has none."""
-    if name not in PALETTE:
-        hint = did_you_mean(name, list(PALETTE), f"There are {', '.join(PALETTE)}")
-        raise ValueError(f'"{name}" has no colour:{hint}')
-    return PALETTE[name]
+    """Return the colour of a method, a teacher or a student; any other name always gets one of `NEUTRAL`."""
+    if name in PALETTE:
+        return PALETTE[name]
+    return list(NEUTRAL.values())[sum(name.encode()) % len(NEUTRAL)]
 
 
 def line_style(name: str) -> dict[str, Any]:
-    """Keyword arguments for `Axes.plot` that say which method, teacher or student a line is."""
+    """Return keyword arguments for `Axes.plot`: colour, line style and label of a method or network."""
     return {"color": colour(name), "linestyle": _DASHES.get(name.rpartition("-")[2], "-"), "label": name}
 
 
@@ -115,15 +116,16 @@ def contact_sheet(
     columns: int = 6,
     size: float = 1.2,
 ) -> Figure:
-    """Pictures side by side, `size` inches each, with a label under each.
+    """Draw pictures side by side, `size` inches each, with a label under each.
 
-    `images` are uint8 or float arrays, (H, W), (H, W, 3) or (3, H, W); tensors are taken as they are.
+    `images` are uint8 or float arrays or tensors of shape (H, W), (H, W, 3) or (3, H, W). Raises ValueError
+    for other shapes, values that are not finite, no images, or labels that do not match them.
     """
-    pictures = [_picture(image) for image in images]
+    pictures = [to_picture(image) for image in images]
     if labels is not None and len(labels) != len(pictures):
         raise ValueError(f"{len(pictures)} images and {len(labels)} labels")
     if not pictures:
-        raise ValueError("a contact sheet of no images")
+        raise ValueError("a contact sheet needs at least one image")
     if columns < 1:
         raise ValueError(f"a contact sheet of {columns} columns: give 1 or more")
     columns = min(columns, len(pictures))
@@ -140,22 +142,22 @@ def contact_sheet(
 
 
 def banner(title: str, text: str) -> HTML:
-    """A box that nobody overlooks, in the book, in Colab and in JupyterLab. `text` may hold HTML."""
+    """Return a warning box for the book, Colab and JupyterLab; `text` may contain HTML."""
     return HTML(
         '<div class="admonition warning" style="border-left:.3rem solid #e86304;padding:.4em 1em">'
         f'<p class="admonition-title"><b>{html.escape(title)}</b></p><p>{text}</p></div>'
     )
 
 
-def _picture(image: Any) -> np.ndarray:
-    """Any image as (H, W) or (H, W, 3) that matplotlib and Pillow take."""
+def to_picture(image: Any) -> np.ndarray:
+    """Return an image as an array (H, W) or (H, W, 3), as matplotlib and Pillow expect it."""
     array = np.asarray(image)
     if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[-1] not in (1, 3):
         array = np.moveaxis(array, 0, -1)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)):
-        raise ValueError(f"an image has shape (H, W), (H, W, 3) or (3, H, W), not {array.shape}")
+        raise ValueError(f"an image has shape {array.shape}: expected (H, W), (H, W, 3) or (3, H, W)")
     if not np.isfinite(array).all():
-        raise ValueError("an image holds numbers that are not finite")
+        raise ValueError("an image has values that are not finite")
     return array

@@ -1,4 +1,4 @@
-"""The book's look: colours that can be told apart, sliders that are complete and small."""
+"""The book's figures: distinct colours, complete and small sliders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RANDOM = np.random.default_rng(0)
 
 @pytest.fixture(autouse=True)
 def _plain_matplotlib():
-    """Give back matplotlib as it was."""
+    """Restore matplotlib's settings."""
     with mpl.rc_context():
         mpl.use("agg")
         yield
@@ -29,30 +29,30 @@ def _plain_matplotlib():
 
 
 def linear(colour: str) -> np.ndarray:
-    """Linear RGB."""
+    """Return linear RGB."""
     rgb = np.array(to_rgb(colour))
     return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
 
 
 def lab(rgb: np.ndarray) -> np.ndarray:
-    """CIELAB of linear RGB, white D65."""
+    """Convert linear RGB to CIELAB with white D65."""
     to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
     x, y, z = np.cbrt(np.clip(to_xyz @ rgb / [0.9505, 1, 1.089], 0.008856, None))
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
 def luminance(colour: str) -> float:
-    """Relative luminance, as WCAG 2.2 defines it."""
+    """Return the relative luminance of WCAG 2.2."""
     return float(linear(colour) @ [0.2126, 0.7152, 0.0722])
 
 
 def contrast(one: str, other: str) -> float:
-    """Contrast ratio, 1 to 21."""
+    """Return the contrast ratio, 1 to 21."""
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
 
 
-#: What is left of linear RGB for an eye that lacks one kind of cone (Machado et al. 2009, severity 1).
+#: Linear RGB as seen without one kind of cone (Machado et al. 2009, severity 1).
 DEFICIENCIES = {
     "none": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
     "protan": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
@@ -64,12 +64,12 @@ DEFICIENCIES = {
 COLOURS = figures.PALETTE | figures.NEUTRAL
 
 
-def test_every_colour_stands_out_from_the_paper() -> None:
+def test_every_colour_has_a_contrast_of_3_on_the_background() -> None:
     assert min(contrast(colour, figures.PAPER) for colour in COLOURS.values()) >= 3
 
 
 def distances(deficiency: str, names: list[str]) -> dict[tuple[str, str], float]:
-    """How far apart an eye sees the colours of each two names."""
+    """Return the CIELAB distance of each pair of colours as seen with a deficiency."""
     eye = np.array(DEFICIENCIES[deficiency])
     colours = [lab(np.clip(eye @ linear(COLOURS[name]), 0, 1)) for name in names]
     return {
@@ -80,37 +80,49 @@ def distances(deficiency: str, names: list[str]) -> dict[tuple[str, str], float]
 
 
 @pytest.mark.parametrize("deficiency", DEFICIENCIES)
-def test_methods_can_be_told_apart(deficiency: str) -> None:
-    methods = ["teacher", "student", "KD", "SD-KD", "iCD-KD", "CRD"]
+def test_colours_are_distinct_with_any_colour_vision(deficiency: str) -> None:
+    methods = ["teacher", "student", "KD", "SD-KD", "iCD-KD", "CRD", "RKD"]
     apart = distances(deficiency, methods)
     assert min(apart.values()) > 20, min(apart, key=apart.__getitem__)
-    # Nine colours have less room than six.
+    # The neutral colours have less room.
     apart = distances(deficiency, [*methods, *figures.NEUTRAL])
     assert min(apart.values()) > 18, min(apart, key=apart.__getitem__)
 
 
-def test_a_line_without_a_colour_is_no_method() -> None:
+def test_a_name_without_a_colour_always_gets_the_same_neutral_one() -> None:
+    names = ["XKD", "alone", "zzz", "icd-kd", ""]
+    assert [figures.colour(name) for name in names] == [figures.colour(name) for name in names]
+    assert {figures.colour(name) for name in names} <= set(figures.NEUTRAL.values())
+    assert figures.line_style("XKD")["label"] == "XKD"
+    intervals = {"XKD - KD": (1.0, 0.5, 1.5), "KD": (0.0, -1.0, 1.0, 5)}
+    assert len(plots.forest(intervals, "points").axes[0].lines) == 5
+    plots.seeds_and_means({"XKD": [1.0, 2.0], "KD": [2.0]}, "points")
+
+
+def test_lines_without_a_colour_take_the_neutral_ones_in_turn() -> None:
     figures.use_style()
     lines = plt.plot(np.eye(3))
     assert [line.get_color() for line in lines] == list(figures.NEUTRAL.values())
 
 
-def test_a_term_has_the_colour_of_the_method_that_it_makes() -> None:
+def test_a_term_has_the_colour_of_its_method() -> None:
     figures.use_style()
-    terms = ["cross_entropy", "dkd", "sd_nkd", "clustering", "my_own", "another"]
+    terms = ["cross_entropy", "dkd", "sd_nkd", "clustering", "rkd", "my_own", "another"]
     axis = plots.term_curves([{"epoch": 1} | dict.fromkeys(terms, 1.0)], terms).axes[0]
     assert {line.get_label(): (line.get_color(), line.get_linestyle()) for line in axis.lines} == {
         "cross-entropy": (figures.PALETTE["student"], "-"),
         "DKD": (figures.PALETTE["KD"], "--"),
         "SD-NKD": (figures.PALETTE["SD-KD"], ":"),
         "clustering": (figures.PALETTE["iCD-KD"], "-"),
+        "RKD": (figures.PALETTE["SP"], "--"),
         "my own": (figures.NEUTRAL["wine"], "-"),
         "another": (figures.NEUTRAL["olive"], "-"),
     }
 
 
 def test_members_of_a_family_differ_by_dashes() -> None:
-    for family in (("KD", "DKD", "NKD"), ("SD-KD", "SD-DKD", "SD-NKD"), ("iCD-KD", "iCD-DKD", "iCD-NKD")):
+    families = [[f"{prefix}{name}" for name in ("KD", "DKD", "NKD")] for prefix in ("", "SD-", "iCD-")]
+    for family in (*families, ("FitNet", "CRD", "SemCKD"), ("SP", "RKD", "AT")):
         styles = [figures.line_style(name) for name in family]
         assert len({style["color"] for style in styles}) == 1
         assert len({style["linestyle"] for style in styles}) == 3
@@ -127,7 +139,7 @@ def pictures(html: str) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(data))) for data in encoded]
 
 
-def test_flipbook_shows_one_frame_and_holds_all() -> None:
+def test_flipbook_shows_one_frame_and_contains_all() -> None:
     figures.use_style()
     html = figures.flipbook([bars(h) for h in (0.1, 0.5, 0.9)], ["a", "b", "c"], alt="Two bars", start=1).data
     assert len(pictures(html)) == 3
@@ -138,7 +150,7 @@ def test_flipbook_shows_one_frame_and_holds_all() -> None:
     assert len(html) < 60_000
 
 
-def test_flipbook_of_arrays_keeps_them_exactly() -> None:
+def test_flipbook_of_arrays_is_lossless() -> None:
     frames = RANDOM.integers(0, 256, (2, 16, 24, 3), dtype=np.uint8)
     html = figures.flipbook(frames, ["x", "y"], alt=["the first", "the second"]).data
     assert all(
@@ -146,14 +158,14 @@ def test_flipbook_of_arrays_keeps_them_exactly() -> None:
     )
 
 
-def test_flipbook_escapes_what_it_is_told() -> None:
+def test_flipbook_escapes_its_texts() -> None:
     html = figures.flipbook(np.zeros((2, 4, 4)), ['"<b>', "a|b"], alt="zero & nothing", name="<i>").data
     assert "<b>" not in html
     assert "<i>" not in html
     assert "zero &amp; nothing" in html
 
 
-def test_flipbook_gives_up_quality_before_it_gives_up() -> None:
+def test_flipbook_lowers_quality_before_it_raises() -> None:
     noise = RANDOM.integers(0, 256, (4, 200, 200, 3), dtype=np.uint8)
     html = figures.flipbook(noise, list("abcd"), alt="noise").data
     assert len(html) <= 300_000
@@ -168,7 +180,7 @@ def photo(seed: int):
     return figure
 
 
-def test_flipbook_of_figures_gives_up_dots_before_it_gives_up() -> None:
+def test_flipbook_of_figures_lowers_resolution_before_it_raises() -> None:
     figures.use_style()
     sizes = {}
     for room in (900_000, 150_000):
@@ -180,8 +192,8 @@ def test_flipbook_of_figures_gives_up_dots_before_it_gives_up() -> None:
     assert sizes[150_000] < sizes[900_000]
 
 
-def test_a_frame_drawn_again_has_nothing_moved() -> None:
-    """Or the picture would jump under the slider where some frames were drawn once more than others."""
+def test_drawing_a_frame_again_moves_nothing() -> None:
+    """Else the picture jumps where some frames were drawn once more than others."""
     figures.use_style()
     once, again = photo(0), photo(0)
     slider._frame(once, 192)
@@ -193,13 +205,13 @@ def test_a_frame_drawn_again_has_nothing_moved() -> None:
 @pytest.mark.parametrize(
     ("labels", "alt"), [(["one"], "two frames"), (["a", "b"], " "), (["a", "b"], ["only one"]), ([], "none")]
 )
-def test_flipbook_refuses_what_does_not_match(labels: list[str], alt: str | list[str]) -> None:
+def test_flipbook_refuses_labels_and_texts_that_do_not_match(labels: list[str], alt: str | list[str]) -> None:
     with pytest.raises(ValueError, match=r"frames|alt"):
         figures.flipbook(np.zeros((2, 4, 4)), labels, alt=alt)
 
 
 @pytest.mark.parametrize("shape", [(5, 8, 9), (5, 8, 9, 3), (5, 3, 8, 9), (5, 1, 8, 9)])
-def test_contact_sheet_takes_images_as_they_come(shape: tuple[int, ...]) -> None:
+def test_contact_sheet_accepts_every_layout(shape: tuple[int, ...]) -> None:
     figure = figures.contact_sheet(RANDOM.random(shape), [str(i) for i in range(5)], columns=3)
     assert sum(bool(axis.images) for axis in figure.axes) == 5
     assert {axis.images[0].get_array().shape[:2] for axis in figure.axes if axis.images} == {(8, 9)}
