@@ -13,6 +13,7 @@ from icd.figures.style import (
     colour,
     contact_sheet,
     line_style,
+    source,
     use_style,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
     "contact_sheet",
     "flipbook",
     "line_style",
+    "source",
     "use_style",
 ]

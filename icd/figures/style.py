@@ -6,9 +6,12 @@ can only be chosen for contrast with a known background.
 
 from __future__ import annotations
 
+import ast
 import html
+import inspect
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -16,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
 from IPython.core.getipython import get_ipython
-from IPython.display import HTML
+from IPython.display import HTML, Code
 from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
@@ -147,6 +150,35 @@ def banner(title: str, text: str) -> HTML:
         '<div class="admonition warning" style="border-left:.3rem solid #e86304;padding:.4em 1em">'
         f'<p class="admonition-title"><b>{html.escape(title)}</b></p><p>{text}</p></div>'
     )
+
+
+def source(*functions: Callable, start: str = "") -> Code:
+    """Return the source of functions for display, each without its docstring.
+
+    Args:
+        functions: Python functions whose source is at hand.
+        start: show each signature, and its body from the first line that begins with this text.
+
+    Raises:
+        ValueError: no line of a body begins with `start`.
+    """
+    return Code(
+        "\n\n\n".join(_without_docstring(function, start) for function in functions), language="python"
+    )
+
+
+def _without_docstring(function: Callable, start: str) -> str:
+    text = textwrap.dedent(inspect.getsource(function))
+    definition = ast.parse(text).body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    lines, body = text.splitlines(), definition.body
+    signature = lines[definition.lineno - 1 : body[0].lineno - 1]
+    first = int(body[0].end_lineno or 0) if ast.get_docstring(definition) else body[0].lineno - 1
+    for number, line in enumerate(lines[first:], first):
+        if line.strip().startswith(start):
+            left_out = [" " * body[0].col_offset + "..."] if number > first else []
+            return "\n".join([*signature, *left_out, *lines[number:]])
+    raise ValueError(f"no line of {function.__name__} begins with {start!r}")
 
 
 def to_picture(image: Any) -> np.ndarray:

@@ -66,9 +66,9 @@ def printed(path: Path) -> set[str]:
     calls = [
         call
         for cell in nbformat.read(path, as_version=4).cells
-        if cell.cell_type == "code" and "getsource" in cell.source
+        if cell.cell_type == "code" and "source(" in cell.source
         for call in ast.walk(ast.parse(python(cell)))
-        if isinstance(call, ast.Call) and "getsource" in ast.unparse(call)
+        if isinstance(call, ast.Call) and "source" in ast.unparse(call.func)
     ]
     names = (node for call in calls for node in ast.walk(call) if isinstance(node, ast.Name | ast.Attribute))
     return {ast.unparse(node).rpartition(".")[2] for node in names}

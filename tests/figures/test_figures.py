@@ -217,3 +217,24 @@ def test_contact_sheet_accepts_every_layout(shape: tuple[int, ...]) -> None:
     assert {axis.images[0].get_array().shape[:2] for axis in figure.axes if axis.images} == {(8, 9)}
     with pytest.raises(ValueError, match="5 images and 1 labels"):
         figures.contact_sheet(RANDOM.random(shape), ["one"])
+
+
+def shown(value: int) -> int:
+    """Return the next number."""
+    if value < 0:
+        raise ValueError(value)
+    # One more.
+    return value + 1
+
+
+def test_source_is_printed_without_docstring() -> None:
+    whole = (
+        "def shown(value: int) -> int:\n    if value < 0:\n        raise ValueError(value)\n    # One more.\n"
+    )
+    whole += "    return value + 1"
+    assert figures.source(shown).data == whole
+    assert figures.source(shown, shown).data == f"{whole}\n\n\n{whole}"
+    part = "def shown(value: int) -> int:\n    ...\n    # One more.\n    return value + 1"
+    assert figures.source(shown, start="# One").data == part
+    with pytest.raises(ValueError, match="no line of shown begins with 'two'"):
+        figures.source(shown, start="two")
