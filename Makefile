@@ -7,17 +7,18 @@ CHAPTERS = $(wildcard book/*.ipynb)
 # A page that was read once is not read again, and would not warn again: after a failure all are.
 BUILD_BOOK = $(BIN)/jupyter-book build book --config _config.yml --path-output . -W -n --keep-going \
 	|| { rm -rf _build/.doctrees; exit 1; }
+UNIT = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: gpu help book test lint unit chapters pages check format address hooks clean FORCE
+.PHONY: help book test lint unit slow chapters pages gpu check format address hooks clean FORCE
 
 help: ## say what can be made (this)
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
-book: $(READY) _build/inputs ## run the chapters and build the book into _build/html
+book: chapters ## run the chapters and build the book into _build/html
 	$(BUILD_BOOK)
 	@echo "Open $(CURDIR)/_build/html/index.html"
 
-test: lint unit chapters pages ## everything that must pass: format, types, units, chapters, pages
+test: lint unit pages ## everything that must pass: format, types, units, chapters, pages
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -25,24 +26,22 @@ lint: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY) ## the tests of the package and the repository
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not page"
+	$(UNIT) -m "not page and not slow and not gpu"
 
-# Each chapter runs once, on a copy, from a fresh kernel. Its outputs go into the cache that `book` and `pages` read;
-# they read all pages anew then, as a chapter that nobody changed would keep the outputs and the time of another run.
-chapters: $(READY) _build/inputs ## run every chapter
-	rm -rf build/chapters && mkdir -p build/chapters && cp $(CHAPTERS) build/chapters
-	$(BIN)/pytest --nbmake --overwrite --nbmake-timeout=1200 build/chapters
-	$(BIN)/python .ci/keep_outputs.py _build/.jupyter_cache build/chapters/*.ipynb
-	rm -rf _build/.doctrees
+slow: $(READY) ## the unit tests that only CI runs
+	$(UNIT) -m "slow and not page and not gpu"
 
-pages: $(READY) _build/inputs ## look at the built book in a headless browser
-	$(BUILD_BOOK)
+# The outputs go into the cache that Jupyter Book reads: in `make book test` each chapter runs once.
+chapters: $(READY) _build/inputs ## run every chapter that changed, or whose package, data or environment did
+	$(BIN)/python .ci/chapters.py
+
+pages: book ## look at the built book in a headless browser
 	$(BIN)/pytest -m page
 
 gpu: ## measure training on one CUDA card; needs no .venv and no network
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/gpu.py
 
-check: lint unit ## what to run before a commit: everything that takes seconds
+check: lint unit ## what to run before a commit, in less than 90 seconds
 
 format: $(READY) ## format the code, strip outputs from the notebooks
 	$(BIN)/nbstripout $(CHAPTERS)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import json
 import re
 import runpy
 import subprocess
 import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
@@ -208,18 +213,133 @@ def test_citation_names_every_paper() -> None:
     }
 
 
-def test_package_is_thin() -> None:
+def lines(*parts: str) -> int:
+    """The lines of modules and folders of the package."""
+    files = [
+        file for part in parts for file in [ROOT / "icd" / f"{part}.py", *(ROOT / "icd" / part).rglob("*.py")]
+    ]
+    return sum(len(file.read_text(encoding="utf8").splitlines()) for file in files if file.is_file())
+
+
+def test_the_package_is_thin() -> None:
+    """The budget: the losses and the trainer are what it is for, and all else is kept small beside them."""
+    assert lines("losses", "scores", "terms", "objective", "trainer") <= 2500
+    assert lines("") <= 7500
+    entries = [
+        path.name for path in (ROOT / "icd").iterdir() if path.suffix == ".py" or any(path.glob("*.py"))
+    ]
+    assert len(entries) <= 14, sorted(entries)
     long = {
-        path.name: len(path.read_text(encoding="utf8").splitlines()) for path in (ROOT / "icd").glob("*.py")
+        str(file): len(file.read_text(encoding="utf8").splitlines()) for file in (ROOT / "icd").rglob("*.py")
     }
-    assert not {name: lines for name, lines in long.items() if lines > 350}
+    assert not {file: count for file, count in long.items() if count > 350}
+
+
+#: What each part of the package may import of the others.
+IMPORTS = {
+    "errors": set(),
+    "files": {"errors"},
+    "losses": {"errors", "files"},
+    "scores": {"losses", "errors", "files"},
+    "terms": {"scores", "losses", "errors", "files"},
+    "objective": {"terms", "scores", "losses", "errors", "files"},
+    "networks": {"scores", "losses", "errors", "files"},
+    "datasets": {"errors", "files"},
+    "trainer": {"objective", "terms", "scores", "losses", "datasets", "errors", "files"},
+    "figures": {"errors"},
+}
+IMPORTS["experiments"] = IMPORTS.keys() - {"figures"}
+IMPORTS["cli"] = IMPORTS.keys() - {"figures"}
+IMPORTS["__main__"] = {"cli"}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The modules of the package that a file imports anywhere, for type checkers alone as well."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            for alias in node.names:
+                # `from icd.trainer import loop` imports icd.trainer.loop
+                module = f"{node.module}.{alias.name}"
+                yield module if is_module(module) else str(node.module)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or path.is_dir()
+
+
+def arrows() -> dict[str, set[str]]:
+    """What each module of the package imports of it; the front door, which loads lazily, left out."""
+    found = {}
+    for path in sorted((ROOT / "icd").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if name != "icd":
+            found[name] = {other for other in imported(path) if other.partition(".")[0] == "icd"}
+    return found
+
+
+def test_imports_point_one_way() -> None:
+    wrong = [
+        f"{module} imports {other}"
+        for module, others in arrows().items()
+        for other in others
+        if (part := module.split(".")[1]) != (of := other.split(".")[1] if "." in other else "icd")
+        if of not in IMPORTS[part]
+    ]
+    assert not wrong
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    found = arrows()
+    # A package gathers names of its modules: a circle only if these import the package.
+    sorter = graphlib.TopologicalSorter({module: others - {module} for module, others in found.items()})
+    sorter.prepare()
+
+
+#: Names that stay importable from `icd` itself.
+PUBLIC = {
+    "local_logits",
+    "kd_loss",
+    "dkd_loss",
+    "nkd_loss",
+    "scale_decoupled_loss",
+    "gram",
+    "icd_loss",
+    "score",
+    "Scores",
+    "fit",
+    "Recipe",
+    "network",
+    "METHODS",
+    "load_model",
+    "birds",
+    "birdlets",
+}
+
+
+def test_the_front_door_imports_lazily_and_opens_every_name() -> None:
+    """A loss needs torch alone; the rest is imported when it is asked for."""
+    script = f"""
+import sys
+import icd
+print(*sorted({{"accelerate", "torchvision", "matplotlib", "pandas", "sklearn", "scipy"}} & set(sys.modules)))
+for name in {sorted(PUBLIC)}:
+    assert getattr(icd, name) is not None and name in dir(icd)
+from icd.networks import network
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == []
 
 
 @pytest.mark.slow
 def test_data_travels_in_the_wheel(tmp_path) -> None:
     """Built without a network: the build backend is part of the test environment."""
-    import zipfile
-
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
         cwd=ROOT,
@@ -232,7 +352,5 @@ def test_data_travels_in_the_wheel(tmp_path) -> None:
         [path for path in (ROOT / "data").rglob("*") if path.is_file()] if (ROOT / "data").exists() else []
     )
     assert names >= {f"icd/data/{path.relative_to(ROOT / 'data').as_posix()}" for path in shipped}
-    assert {path.name for path in (ROOT / "icd").glob("*.py")} <= {
-        name.removeprefix("icd/") for name in names
-    }
+    assert names >= {path.relative_to(ROOT).as_posix() for path in (ROOT / "icd").rglob("*.py")}
     assert all(name.startswith(("icd/", "icd_book-")) for name in names)
