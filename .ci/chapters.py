@@ -39,11 +39,14 @@ def seconds(timings: list[dict[str, str]]) -> float:
 
 
 def keep(cache: JupyterCacheAbstract, chapter: Path) -> None:
-    """Put an executed copy of a chapter into the cache, and print its time."""
+    """Put the executed copy of a chapter into the cache and print its time, if it ran to its end."""
     notebook = nbformat.read(RUN / chapter.name, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    failed = any(output.output_type == "error" for cell in cells for output in cell.outputs)
+    if failed or cells[-1].execution_count is None:
+        return
     # The run notes times in the cells; the cache finds a notebook by its cells, as they were before.
-    timings = [cell.metadata.pop("execution", {}) for cell in notebook.cells if cell.cell_type == "code"]
-    taken = seconds(timings)
+    taken = seconds([cell.metadata.pop("execution", {}) for cell in cells])
     bundle = CacheBundleIn(notebook, str(chapter.resolve()), data={"execution_seconds": taken})
     cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
     print(f"{taken:6.1f} s  {chapter.name}")
@@ -72,11 +75,10 @@ def main(jobs: int) -> int:
     ran = subprocess.run(
         [*pytest, "--nbmake-timeout=1200", *copies], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
     )
-    if ran.returncode == 0:
-        for chapter in missing:
-            keep(cache, chapter)
-        # Else Sphinx keeps the page of an unchanged chapter, with the outputs and the time of an earlier run.
-        shutil.rmtree("_build/.doctrees", ignore_errors=True)
+    for chapter in missing:
+        keep(cache, chapter)
+    # Else Sphinx keeps the page of an unchanged chapter, with the outputs and the time of an earlier run.
+    shutil.rmtree("_build/.doctrees", ignore_errors=True)
     return ran.returncode
 
 
