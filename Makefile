@@ -36,7 +36,7 @@ chapters: $(READY) _build/inputs ## run every chapter that changed, or whose pac
 	$(BIN)/python .ci/chapters.py
 
 pages: book ## look at the built book in a headless browser
-	$(BIN)/pytest -n 2 --dist loadgroup -m page
+	$(BIN)/pytest -n 2 -m page tests/book
 
 gpu: ## measure training on one CUDA card; needs no .venv and no network
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/gpu.py

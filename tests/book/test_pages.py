@@ -136,10 +136,7 @@ def load(browser, start: str, name: str) -> Page:
     return Page(name, requests(browser), complaints)
 
 
-# The tests of one page follow each other, in one process.
-@pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in PAGES]
-)
+@pytest.fixture(scope="module", params=PAGES)
 def page(request, browser, site: str) -> Page:
     """A page that is loaded once for all tests below: each sets the width that it needs."""
     return load(browser, site, request.param)
