@@ -46,7 +46,9 @@ def test_a_run_is_measured_once(tmp_path, monkeypatch):
         f"# teacher={digest(small(1))}"
     )
     assert read_results(tmp_path / "results.csv") == [row]
-    monkeypatch.setattr("icd.experiments.compare.accuracy", lambda *_: pytest.fail("the test images were read again"))
+    monkeypatch.setattr(
+        "icd.experiments.compare.accuracy", lambda *_: pytest.fail("the test images were read again")
+    )
     assert enter(short(), learner, test, DATA, tmp_path) == row
 
 
@@ -70,7 +72,9 @@ def test_a_row_is_that_of_the_run_whatever_is_free(tmp_path, monkeypatch):
     learner, test = learned(precision="bf16"), stripes(seed=1)
     row = enter(short(precision="auto"), learner, test, DATA, tmp_path)
     assert " --recipe.precision bf16 # teacher=" in row.command
-    monkeypatch.setattr("icd.experiments.compare.accuracy", lambda *_: pytest.fail("the test images were read again"))
+    monkeypatch.setattr(
+        "icd.experiments.compare.accuracy", lambda *_: pytest.fail("the test images were read again")
+    )
     for changes in ({"precision": "bf16"}, {"sync_batch_norm": True}, {"compile": True}):
         for data in (DATA, DataSet("birds", size=224)):
             assert enter(short(**changes), learner, test, data, tmp_path) == row
