@@ -1,18 +1,18 @@
-"""Any image classifier, unedited, seen through the protocol of `icd.scores`.
+"""Make any image classifier readable for `icd.scores.score`, without editing it.
 
 ::
 
     teacher = adapt(torchvision.models.regnet_y_400mf(weights=None))
     score(teacher, images).local((1, 2, 4))
 
-Nothing here knows a network by name. A probe of random images goes through the model once; of what its
-modules said, the head is the linear layer whose output is the logits, and the map is the last output
-whose average over places is what that head read. Finding it proves that the head is affine after
-average pooling. Where nothing is found, the model is refused with what stands in the way.
+The code knows no network by name. Random images pass through the model once. Among the outputs of its
+modules, the head is the linear layer whose output is the logits, and the map is the last output whose
+average over positions is the input of that head. This shows that the logits are affine in the average of
+the map. If there is no such map, the error says what lies between.
 
-Forward hooks, on for one pass, bring the maps out. Unlike a traced copy (`create_feature_extractor`)
-they leave the model its own code, in either mode, and its own names. DenseNet's last ReLU is a function
-and no module, but works in place, so the map that was heard has been through it.
+Forward hooks, registered for one pass, collect the maps. Unlike a traced copy (`create_feature_extractor`)
+they keep the model's own code, in both modes, and its parameter names. DenseNet's last ReLU is a function
+and not a module, but it works in place, so the recorded map has passed it.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from torch.utils.hooks import RemovableHandle
 from icd.errors import AdaptError
 from icd.scores import Scores
 
-PROBES = 3  # images; 1 or 2 could be the size of something else
-LINEAR = nn.Linear, nn.Conv2d  # a convolution of a map pooled to one cell is linear too
+PROBES = 3  # images; a size of 1 or 2 could be another dimension
+LINEAR = nn.Linear, nn.Conv2d  # a convolution over one cell is linear too
 POOLS = nn.AdaptiveAvgPool2d, nn.AvgPool2d
 
 
 class Drift(NamedTuple):
-    """How far the regions' mean is from the logits, in their standard deviations over classes."""
+    """Distance of the regions' mean from the logits, in standard deviations of the logits over classes."""
 
     mean: float
     max: float
 
 
 class PerPosition(nn.Sequential):
-    """All that a model does after its last map, done at every place: (B, D, H, W) -> (B, C, H, W).
+    """The layers of a model after its last map, applied at every position: (B, D, H, W) -> (B, C, H, W).
 
-    Each place is a map of one cell, which average pooling leaves as it is, and pooling to a fixed grid
-    (VGG's 7 x 7, AlexNet's 6 x 6) spreads over the grid: these are the logits of an image whose every
-    place looks like this one. The head's cost is paid at every place.
+    Each position is a map of one cell. Average pooling does not change it, and pooling to a fixed grid (VGG's
+    7 x 7, AlexNet's 6 x 6) repeats it: these are the logits of an image that looks like this everywhere. The
+    cost is that of the head times the number of positions.
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -54,22 +54,22 @@ class PerPosition(nn.Sequential):
         return self.read(cells).view(images, height, width, -1).permute(0, 3, 1, 2)
 
     def read(self, maps: Tensor) -> Tensor:
-        """Whole maps, (B, D, H, W) -> (B, C), as the model itself reads them."""
+        """Return the logits of whole maps, (B, D, H, W) -> (B, C), as the model computes them."""
         for layer in self:
             maps = layer(maps.flatten(1) if isinstance(layer, nn.Linear) else maps)
         return maps.flatten(1)
 
 
 class Adapted(nn.Module):
-    """A classifier, and where to listen in it; made by `adapt`. Its `forward` is the model's own.
+    """A classifier and the names of its maps and head; made by `adapt`. `forward` is the model's own.
 
     Attributes:
-        model: the classifier, the same object, whose state dict keeps its names.
-        places: names of the modules that say the stages' maps, finest first, the head's map last;
-            True for those that put channels last.
-        layers: the head's modules.
-        exact: whether the mean over regions is the image's logits, dropout aside.
-        drift: how far it is from them, in evaluation mode, on the probe, with the weights of that time.
+        model: the classifier itself; in the state dict its names begin with "model.".
+        places: names of the modules whose outputs are the stages' maps, from fine to coarse, the head's map
+            last; True if the channels are the last dimension.
+        layers: names of the head's modules.
+        exact: whether the mean over regions is the image's logits, apart from dropout.
+        drift: distance of the two in evaluation mode, on the random images, with the weights at that time.
     """
 
     def __init__(self, model: nn.Module, places: dict[str, bool], layers: tuple[str, ...], exact: bool):
@@ -79,8 +79,10 @@ class Adapted(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """The model's own linear layer, or its last layers as `PerPosition`, without dropout. Looked up
-        and not registered, so that a state dict holds every weight once."""
+        """The model's linear layer, or its last layers without dropout as `PerPosition`.
+
+        A property and not a submodule, so that a state dict has every weight once.
+        """
         layers = [self.model.get_submodule(name) for name in self.layers]
         return layers[0] if [isinstance(m, nn.Linear) for m in layers] == [True] else PerPosition(*layers)
 
@@ -88,12 +90,12 @@ class Adapted(nn.Module):
         return _logits(self.model(images))
 
     def score(self, images: Tensor) -> Scores:
-        """What one pass of the model says. `logits` are the model's own: while it trains, the dropout
-        before its head is in them, and not in the local logits."""
-        with _listening(self.model, self.places) as heard:
+        """Return the scores of one pass. In training mode the logits include the dropout before the head, and
+        the local logits do not."""
+        with _recording(self.model, self.places) as recorded:
             logits = self(images)
-        said = ((heard[name][1], last) for name, last in self.places.items())
-        stages = tuple(m.permute(0, 3, 1, 2) if last else m for m, last in said)
+        output = ((recorded[name][1], last) for name, last in self.places.items())
+        stages = tuple(m.permute(0, 3, 1, 2) if last else m for m, last in output)
         return Scores(logits, stages[-1], self.head, stages)
 
     def extra_repr(self) -> str:
@@ -105,27 +107,29 @@ class Adapted(nn.Module):
 def adapt(
     model: nn.Module, head: Literal["exact", "per-position"] = "exact", *, probe_size: int = 224
 ) -> Adapted:
-    """Wrap any classifier of images, unedited, for `icd.scores.score` and every objective.
+    """Wrap an image classifier so that `icd.scores.score` and every objective can use it.
 
-    The stages are the last map of each size, of the model's children and the items of its sequences.
-    Heads that only run while training (GoogLeNet's and Inception's auxiliary ones) get no gradient:
-    build the model without them where several processes wait for every gradient.
+    The stages are the last map of each size among the model's children and the items of its sequences.
+    Heads that only run in training mode (GoogLeNet's and Inception's auxiliary ones) get no gradient; build
+    the model without them for training with several processes.
 
     Args:
-        model: takes (B, 3, size, size) and returns logits (B, C), or a tuple that names its `logits`.
-            Weights, buffers, modes and hooks are left as they are.
-        head: "exact" takes a model whose logits are linear in the average of its last map. For any
-            other "per-position" does what follows the map at every place (`PerPosition`); the mean
-            over regions then is not the image's logits, and `drift` says how far off it is.
-        probe_size: pixels a side of the random images that it is examined with; best what it will see.
+        model: takes (B, 3, size, size) and returns logits (B, C), or a tuple with a field `logits`. Its
+            weights, buffers, modes and hooks are not changed.
+        head: "exact" requires logits that are linear in the average of the last map. "per-position" accepts
+            other models and applies the layers after the map at every position (`PerPosition`); the mean over
+            regions is then not the image's logits, and `drift` is the distance.
+        probe_size: pixels a side of the random images; use the size that the model will see.
 
-    Raises AdaptError, which says why, for a model that cannot be read like this.
+    Raises:
+        AdaptError: the model cannot be read in this way; the message says why.
+        ValueError: another `head`, or a `probe_size` below 1.
     """
     if head not in ("exact", "per-position"):
         raise ValueError(f"head is {head!r}: choose 'exact' or 'per-position'")
     if probe_size < 1:
         raise ValueError(f"probe_size is {probe_size}: give a number of pixels, 1 or more")
-    with _resting(model), torch.no_grad():
+    with _evaluating(model), torch.no_grad():
         probe = _Probe(model, probe_size)
         adapted = probe.exact() or probe.per_position()
     if not adapted.exact and head == "exact":
@@ -137,77 +141,79 @@ def adapt(
 
 
 class _Probe:
-    """What a model in evaluation mode says of a few random images, module by module."""
+    """The inputs and outputs of a model's modules for a few random images, in evaluation mode."""
 
     def __init__(self, model: nn.Module, size: int):
         self.model, self.name, self.size = model, type(model).__name__, f"{size} x {size} pixels"
         like = next(model.parameters(), torch.empty(0))
         images = torch.rand(PROBES, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
         self.images = images.to(like.device, like.dtype)
-        # Rounding of sums over places: half precisions have little more than two digits.
+        # Rounding error of sums over positions; half precision has little more than two digits.
         self.tolerance = max(1e-4, 4 * torch.finfo(like.dtype).eps)
         try:
-            with _listening(model, [name for name, _ in model.named_modules() if name]) as self.heard:
+            with _recording(model, [name for name, _ in model.named_modules() if name]) as self.recorded:
                 self.logits = _logits(model(self.images))
         except Exception as error:
-            why = f"does not take images of {self.size} ({error}): choose probe_size"
+            why = f"does not accept images of {self.size} ({error}): choose probe_size"
             raise AdaptError(f"{self.name} {why}") from error
         if getattr(self.logits, "ndim", 0) != 2 or not self.logits.isfinite().all():
             raise AdaptError(f"{self.name} returns no finite logits (B, C) for random images")
-        self.modules = {name: model.get_submodule(name) for name in self.heard}
-        maps = {name: said for name, (_, said) in self.heard.items() if _is_map(said)}
-        # Channels are last, unless there are just as many of them as rows in a model that has them first.
-        sure = any(said.shape[1] == said.shape[2] != said.shape[3] for said in maps.values())
-        self.last = {name: sure and said.shape[1] == said.shape[2] for name, said in maps.items()}
+        self.modules = {name: model.get_submodule(name) for name in self.recorded}
+        maps = {name: output for name, (_, output) in self.recorded.items() if _is_map(output)}
+        # Channels are last if dimensions 1 and 2 are equal, and some map shows that this is no coincidence.
+        sure = any(output.shape[1] == output.shape[2] != output.shape[3] for output in maps.values())
+        self.last = {name: sure and output.shape[1] == output.shape[2] for name, output in maps.items()}
         self.maps = {name: m.permute(0, 3, 1, 2) if self.last[name] else m for name, m in maps.items()}
         linear = [name for name, module in self.modules.items() if isinstance(module, LINEAR)]
-        heads = [name for name in linear if self.near(self.heard[name][1].flatten(1), self.logits)]
+        heads = [name for name in linear if self.is_close(self.recorded[name][1].flatten(1), self.logits)]
         self.head = heads[-1] if heads else ""
-        self.read = self.heard[self.head][0].flatten(1) if heads else self.logits  # what is to be an average
+        self.read = self.recorded[self.head][0].flatten(1) if heads else self.logits  # the head's input
 
-    def near(self, said: Tensor, other: Tensor) -> bool:
-        """Equal to rounding."""
+    def is_close(self, output: Tensor, other: Tensor) -> bool:
+        """Return whether two tensors are equal up to rounding."""
         close = self.tolerance * other.abs().max()
-        return said.shape == other.shape and bool((said - other).abs().max() <= close)
+        return output.shape == other.shape and bool((output - other).abs().max() <= close)
 
     def exact(self) -> Adapted | None:
-        """The linear head over the average of a map; without a head the logits may be that average."""
+        """Find the map whose average the linear head reads, or whose average is the logits."""
         if not self.read.any():
-            raise AdaptError(f"{self.name}: what its logits are made of is all zero on random images")
-        names, layers = list(self.heard), (self.head,) if self.head else ()
+            raise AdaptError(f"{self.name}: the input of its head is all zero for random images")
+        names, layers = list(self.recorded), (self.head,) if self.head else ()
         for place, features in reversed(self.maps.items()):
-            if self.near(features.mean((2, 3)), self.read):
+            if self.is_close(features.mean((2, 3)), self.read):
                 between = names[names.index(place) + 1 : names.index(self.head) if self.head else None]
                 if any(self.modules[name]._parameters for name in between):
-                    return None  # a norm that is not trained yet changes nothing, and will
+                    return None  # an untrained norm changes nothing yet, but it will
                 adapted = self.measured(Adapted(self.model, self.stages(place), layers, exact=True))
                 return adapted if adapted.drift.max <= self.tolerance else None
         return None
 
     def per_position(self) -> Adapted:
-        """All that follows the last map, provided that it makes the model's logits of that map."""
+        """Find the layers after the last map, and check that they compute the model's logits from it."""
         self.refuse_class_token()
         place, layers = self.tail()
         adapted = Adapted(self.model, self.stages(place), layers, exact=False)
         try:
             again = PerPosition(*(self.modules[name] for name in layers)).read(self.maps[place])
             if any(isinstance(self.modules[name], nn.modules.batchnorm._BatchNorm) for name in layers):
-                raise ValueError("batch statistics are not those of a place")
-            if not self.near(again, self.logits):
-                raise ValueError("these modules alone do not make its logits")
+                raise ValueError("batch statistics differ at a single position")
+            if not self.is_close(again, self.logits):
+                raise ValueError("these modules alone do not give its logits")
             return self.measured(adapted)
         except Exception as error:
-            raise AdaptError(f"{self.obstacle()}, which cannot be done place by place ({error})") from error
+            why = f"which cannot be applied position by position ({error})"
+            raise AdaptError(f"{self.obstacle()}, {why}") from error
 
     def refuse_class_token(self) -> None:
-        for name, (_, said) in self.heard.items():
-            if getattr(said, "ndim", 0) == 3 and said.shape[1] > 1 and self.near(said[:, 0], self.read):
-                why = f"reads the class token, the first of {said.shape[1]} that {name} says, and no average"
-                raise AdaptError(f"{self.name}: its head {self.head} {why} over places: they have no logits")
+        for name, (_, output) in self.recorded.items():
+            tokens = output.shape[1] if getattr(output, "ndim", 0) == 3 else 0
+            if tokens > 1 and self.is_close(output[:, 0], self.read):
+                why = f"reads the class token, the first of {tokens} tokens of {name}, and not an average"
+                raise AdaptError(f"{self.name}: its head {self.head} {why}: positions have no logits")
 
     def tail(self) -> tuple[str, tuple[str, ...]]:
-        """The last map before any pooling, and the modules that run after it: leaves, without dropout."""
-        names = list(self.heard)
+        """Return the last map before pooling, and the leaf modules after it without dropout."""
+        names = list(self.recorded)
         unpooled = [name for name in self.maps if not isinstance(self.modules[name], POOLS)]
         after = names[names.index(unpooled[-1]) + 1 :] if unpooled else []
         spatial = [m for m in map(self.modules.get, after) if isinstance(m, (nn.Conv2d, nn.MaxPool2d))]
@@ -218,26 +224,27 @@ class _Probe:
         return unpooled[-1], tuple(n for n in leaves if not isinstance(self.modules[n], nn.Dropout))
 
     def obstacle(self) -> str:
-        """Why the logits are not affine in the average of the last map; the beginning of a sentence."""
+        """Say why the logits are not affine in the average of the last map."""
         place, layers = self.tail()
         width = self.maps[place].shape[1]
         idle = *POOLS, nn.Flatten, nn.Identity
         working = [name for name in layers if not isinstance(self.modules[name], idle)]
-        told = [f"{name} ({type(self.modules[name]).__name__})" for name in working]
+        names = [f"{name} ({type(self.modules[name]).__name__})" for name in working]
         first = self.modules[working[0]] if working else None
         if isinstance(first, nn.Linear) and first.in_features != width:
-            why = f"{told[0]} reads the last map {place} flattened, {first.in_features} numbers with a "
-            why += f"weight for every place, where the map's average has {width}"
+            why = f"{names[0]} reads the last map {place} flattened, {first.in_features} numbers with a "
+            why += f"weight for every position, but the map's average has {width}"
         elif len(working) < 2:
-            why = f"{', '.join(told)} reads no average of the last map {place}"
+            why = f"{', '.join(names)} reads no average of the last map {place}"
         else:
             why = f"more than a linear layer lies between the average of the last map {place} and the "
-            why += "logits: " + ", ".join(told[:4]) + (f" and {len(told) - 4} more" if len(told) > 4 else "")
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            why += f"logits: {', '.join(names[:4])}{more}"
         return f"{self.name}: {why}"
 
     def stages(self, place: str) -> dict[str, bool]:
-        """Where the last map of each size is said, up to the map at `place`."""
-        sizes = {name: said.shape[2] for name, said in self.maps.items()}
+        """Return the module of the last map of each size, up to the map at `place`."""
+        sizes = {name: output.shape[2] for name, output in self.maps.items()}
         before = list(sizes)[: list(sizes).index(place)]
         latest = {sizes[n]: n for n in before if sizes[n] > sizes[place] and _is_step(self.model, n)}
         names = [latest[size] for size in sorted(latest, reverse=True)]
@@ -251,47 +258,47 @@ class _Probe:
         return adapted
 
 
-def _logits(said: Any) -> Tensor:
-    return getattr(said, "logits", said)  # some models return auxiliary logits too while they train
+def _logits(output: Any) -> Tensor:
+    return getattr(output, "logits", output)  # some models also return auxiliary logits in training mode
 
 
-def _is_map(said: Any) -> bool:
-    """Several cells in a square for every image of the probe, with channels first or last."""
-    shape = said.shape if isinstance(said, Tensor) else ()
+def _is_map(output: Any) -> bool:
+    """Return whether an output is a square map of several cells, with channels first or last."""
+    shape = output.shape if isinstance(output, Tensor) else ()
     return len(shape) == 4 and shape[0] == PROBES and 1 < shape[2] in (shape[1], shape[3])
 
 
 def _is_step(model: nn.Module, name: str) -> bool:
-    """Whether a module is a child of the model, or of a plain sequence that is: no part of a block."""
+    """Return whether a module is a child of the model or of a sequence in it, not a part of a block."""
     parent = name.rpartition(".")[0]
     plain = isinstance(model.get_submodule(parent), (nn.Sequential, nn.ModuleList))
     return not parent or ("." not in parent and plain)
 
 
 @contextmanager
-def _listening(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, tuple[Any, Any]]]:
-    """Fills a dict with what went into modules and came out, in the order in which they last ended."""
-    heard: dict[str, tuple[Any, Any]] = {}
-    handles = [_listen(model.get_submodule(name), name, heard) for name in names]
+def _recording(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, tuple[Any, Any]]]:
+    """Record inputs and outputs of modules with forward hooks, in order of completion."""
+    recorded: dict[str, tuple[Any, Any]] = {}
+    handles = [_record(model.get_submodule(name), name, recorded) for name in names]
     try:
-        yield heard
+        yield recorded
     finally:
         for handle in handles:
             handle.remove()
 
 
-@torch.compiler.disable  # else compiled for every name
-def _listen(module: nn.Module, name: str, heard: dict[str, tuple[Any, Any]]) -> RemovableHandle:
-    def hook(module: nn.Module, given: tuple, said: Any) -> None:
-        heard.pop(name, None)
-        heard[name] = (given[0] if given else None, said)
+@torch.compiler.disable  # else it is compiled again for every name
+def _record(module: nn.Module, name: str, recorded: dict[str, tuple[Any, Any]]) -> RemovableHandle:
+    def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
+        recorded.pop(name, None)
+        recorded[name] = (inputs[0] if inputs else None, output)
 
     return module.register_forward_hook(hook)
 
 
 @contextmanager
-def _resting(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and then each module's own again."""
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch to evaluation mode, and restore each module's mode afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

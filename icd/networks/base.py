@@ -1,4 +1,4 @@
-"""What the networks share: the protocol of `icd.scores.score`, the first convolution, initial weights."""
+"""Shared parts of the networks: the interface that `icd.scores.score` needs, stems, initial weights."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from torch import Tensor, nn
 
 from icd.scores import score
 
-# From this many pixels a side on, a network has the form in which the papers train it on CUB-200-2011.
+# From this image size (pixels a side) on, networks have the form that the papers use for CUB-200-2011.
 LARGE = 128
 
 
 class Network(nn.Module):
-    """A network that `icd.scores.score` can read: `head` is its linear classifier, `maps` what comes before.
+    """Base class of networks that `icd.scores.score` can read.
 
-    `logits == head(features.mean((2, 3)))` for the features that `maps` returns.
+    A subclass has a linear `head` and a method `maps`; its logits are `head(features.mean((2, 3)))` for the
+    features that `maps` returns.
     """
 
     def maps(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The map (B, D, H, W) that the head reads, and the maps after each stage."""
+        """Return the feature map (B, D, H, W) that the head reads, and the maps after each stage."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
@@ -29,11 +30,11 @@ class Network(nn.Module):
 
 
 class Staged(Network):
-    """The pattern of most published networks: `conv1`, `bn1`, then `layer1`, `layer2`, ..."""
+    """A network of `conv1`, `bn1`, then `layer1`, `layer2`, ..., as most published ones are."""
 
     conv1: nn.Conv2d
     bn1: nn.BatchNorm2d
-    depth = 3  # layers
+    depth = 3  # number of stages
 
     def maps(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         layers = (self.get_submodule(f"layer{i + 1}") for i in range(self.depth))
@@ -42,26 +43,29 @@ class Staged(Network):
 
 
 def through(x: Tensor, *layers: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-    """`x`, and what it becomes after each layer in turn."""
+    """Return `x` and the output of each layer in turn."""
     return tuple(accumulate(layers, lambda y, layer: layer(y), initial=x))
 
 
 def conv(width_in: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the size of a map but for its stride; batch normalisation brings the bias."""
+    """Return a padded convolution without a bias, which the batch normalisation after it has."""
     return nn.Conv2d(width_in, width, kernel, stride, kernel // 2, groups=groups, bias=False)
 
 
 def stem(width: int, image_size: int, kernel: int = 3) -> nn.Conv2d:
-    """The first convolution: it keeps a small image's size, and halves that of a LARGE one.
+    """Return the first convolution: stride 1 for small images, stride 2 for images of LARGE pixels or more.
 
-    7 x 7 with stride 2 and no pooling is what the authors of SDD (Wei et al. 2024) and iCD (Xue et al.
-    2025) put in the place of `conv1` for CUB-200-2011.
+    The authors of SDD (Wei et al. 2024) and iCD (Xue et al. 2025) replace `conv1` by a 7 x 7 convolution with
+    stride 2 and no pooling for CUB-200-2011.
     """
     return conv(3, width, 7, 2) if image_size >= LARGE else conv(3, width, kernel)
 
 
 def initialise_convolutions(model: nn.Module) -> None:
-    """Weights normal with variance 2 / (kernel area * channels out), biases 0 (He et al. 2015)."""
+    """Draw weights from a normal distribution of variance 2 / (kernel area * output channels); zero biases.
+
+    He et al. 2015, "Delving deep into rectifiers".
+    """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -70,6 +74,6 @@ def initialise_convolutions(model: nn.Module) -> None:
 
 
 def initialise_head(head: nn.Linear) -> None:
-    """Small weights and no bias, as VGG and MobileNetV2 begin."""
+    """Draw small weights and zero the bias, as VGG and MobileNetV2 do."""
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)

@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al. 2018) at half its width, as the field's tables have it (Tian et al. 2020)."""
+"""MobileNetV2 (Sandler et al. 2018) at half its width, as in the tables of Tian et al. (2020)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from icd.networks.base import LARGE, Network, conv, initialise_convolutions, initialise_head, through
 
-# Of each group of blocks: expansion, channels out (half of the paper's), blocks, stride of the first. The
-# paper's second group halves the map; the field's version for CIFAR does not.
+# For each group of blocks: expansion, output channels (half of the paper's), number of blocks, first stride.
+# The paper's second group halves the map; the published code for CIFAR does not.
 GROUPS = (
     (1, 8, 1, 1),
     (6, 12, 2, 1),
@@ -17,11 +17,11 @@ GROUPS = (
     (6, 80, 3, 2),
     (6, 160, 1, 1),
 )
-STAGES = (1, 2, 4, 6)  # the groups after which the field compares features
+STAGES = (1, 2, 4, 6)  # feature losses compare the maps after these groups
 
 
 def convolution(width_in: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """A convolution, batch normalisation and ReLU (the paper's ReLU6 is not in the published code)."""
+    """Return a convolution, batch normalisation and ReLU (ReLU6 in the paper, not in the published code)."""
     return [
         conv(width_in, width, kernel, stride, groups),
         nn.BatchNorm2d(width),
@@ -30,7 +30,7 @@ def convolution(width_in: int, width: int, kernel: int, stride: int = 1, groups:
 
 
 class InvertedResidual(nn.Module):
-    """1 x 1 to more channels, 3 x 3 on each of them alone, 1 x 1 to few, with no ReLU after the last."""
+    """A 1 x 1 expansion, a depthwise 3 x 3 and a linear 1 x 1 projection."""
 
     def __init__(self, width_in: int, width: int, stride: int, expansion: int):
         super().__init__()
@@ -50,8 +50,8 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(Network):
     """Half-width MobileNetV2; the head reads 1280 channels after a last 1 x 1 convolution and ReLU.
 
-    The stem halves a small image (last map 2 x 2 of 32 pixels); for a LARGE one it is a 7 x 7 convolution
-    with stride 2 and a maximum over 2 x 2 (last map 7 x 7 of 224), as the authors of SDD and iCD have it.
+    The stem has stride 2 (last map 2 x 2 for 32 pixels). For LARGE images it is a 7 x 7 convolution with
+    stride 2 and max pooling over 2 x 2 (last map 7 x 7 for 224), as in the code of SDD and iCD.
     """
 
     def __init__(self, classes: int, image_size: int = 32):

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from icd.networks.base import Network, Staged, conv, initialise_convolutions, stem, through
 
 
-def way_around(width_in: int, width: int, stride: int) -> nn.Module:
-    """The identity where a block changes no shape, else a 1 x 1 convolution that changes it alike."""
+def shortcut(width_in: int, width: int, stride: int) -> nn.Module:
+    """Return the shortcut of a block: the identity, or a 1 x 1 convolution if the block changes the shape."""
     if stride == 1 and width_in == width:
         return nn.Identity()
     return nn.Sequential(conv(width_in, width, 1, stride), nn.BatchNorm2d(width))
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions and a way around them."""
+    """Two 3 x 3 convolutions and a shortcut."""
 
-    way = "shortcut"  # what the way around is named: published weights differ in it
+    shortcut_name = "shortcut"  # published weights use different names
     expansion = 1
 
     def __init__(self, width_in: int, width: int, stride: int):
@@ -29,21 +29,21 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = conv(width, width, 3)
         self.bn2 = nn.BatchNorm2d(width)
-        self.add_module(self.way, way_around(width_in, width, stride))
+        self.add_module(self.shortcut_name, shortcut(width_in, width, stride))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return F.relu(self.bn2(self.conv2(y)) + self.get_submodule(self.way)(x), inplace=True)
+        return F.relu(self.bn2(self.conv2(y)) + self.get_submodule(self.shortcut_name)(x), inplace=True)
 
 
 class CifarBlock(Block):
-    """A `Block` under the names of the CIFAR networks."""
+    """A `Block` with the parameter names of the CIFAR networks."""
 
-    way = "downsample"
+    shortcut_name = "downsample"
 
 
 class Bottleneck(nn.Module):
-    """1 x 1 to a quarter of the channels, 3 x 3 there, 1 x 1 back, and a way around them."""
+    """A 1 x 1 convolution to a quarter of the channels, a 3 x 3 and a 1 x 1 back, and a shortcut."""
 
     expansion = 4
 
@@ -55,7 +55,7 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = conv(width, width * self.expansion, 1)
         self.bn3 = nn.BatchNorm2d(width * self.expansion)
-        self.shortcut = way_around(width_in, width * self.expansion, stride)
+        self.shortcut = shortcut(width_in, width * self.expansion, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -66,20 +66,19 @@ class Bottleneck(nn.Module):
 def stage(
     block: type[Block] | type[Bottleneck], width_in: int, width: int, count: int, stride: int
 ) -> nn.Sequential:
-    """`count` blocks, the first of which changes the shape."""
+    """Return `count` blocks; the first changes width and stride."""
     first = block(width_in, width, stride)
     return nn.Sequential(first, *(block(width * block.expansion, width, 1) for _ in range(count - 1)))
 
 
 class SmallResNet(Network):
-    """A residual network for images of about 64 pixels: 64 in, a last map of 4 x 4 cells by default.
+    """A residual network for images of about 64 pixels; by default the last map is then 4 x 4.
 
     Args:
         classes: number of classes.
-        image_size: changes nothing here; every network of the zoo takes it.
+        image_size: has no effect; every network takes it.
         widths: channels of each stage; every stage after the first halves the map.
-        blocks: residual blocks in each stage.
-        stem_stride: 1 keeps a map twice as fine, at four times the cost.
+        blocks: number of residual blocks in each stage.
     """
 
     def __init__(
@@ -89,16 +88,13 @@ class SmallResNet(Network):
         *,
         widths: Sequence[int] = (16, 32, 64, 128),
         blocks: Sequence[int] = (1, 1, 1, 1),
-        stem_stride: int = 2,
     ):
         super().__init__()
         if len(widths) != len(blocks):
             raise ValueError(
-                f"{len(widths)} widths and {len(blocks)} counts of blocks: give one of each for every stage"
+                f"{len(widths)} widths and {len(blocks)} numbers of blocks: give one of each for every stage"
             )
-        self.stem = nn.Sequential(
-            conv(3, widths[0], 3, stem_stride), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
-        )
+        self.stem = nn.Sequential(conv(3, widths[0], 3, 2), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True))
         self.stages = nn.ModuleList()
         for i, (width, count) in enumerate(zip(widths, blocks, strict=True)):
             self.stages.append(stage(Block, widths[max(i - 1, 0)], width, count, 1 if i == 0 else 2))
@@ -106,16 +102,16 @@ class SmallResNet(Network):
         initialise_convolutions(self)
 
     def maps(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The map that the head reads, and the maps after each stage, the stem's left out."""
+        """Return the feature map that the head reads, and the maps after each stage but the stem."""
         _, *after = through(self.stem(images), *self.stages)
         return after[-1], tuple(after)
 
 
 class CifarResNet(Staged):
-    """Three stages of `CifarBlock`: 6 n + 2 layers, n blocks a stage (He et al. 2016, section 4.2).
+    """Three stages of `CifarBlock`: 6 n + 2 layers for n blocks a stage (He et al. 2016, section 4.2).
 
-    "x4" in a name: four times the channels of the paper's 16, 32, 64, and 32 in the stem (Tian et al. 2020).
-    The last map is an eighth of a LARGE image's side (28 x 28 of 224), a quarter of a small one's.
+    A network named "x4" has four times the paper's 16, 32, 64 channels, and 32 in the stem (Tian et al.
+    2020). The last map is 8 x 8 for images of 32 pixels and 28 x 28 for 224.
     """
 
     def __init__(self, classes: int, image_size: int = 32, *, widths: Sequence[int], blocks: int):
@@ -136,7 +132,7 @@ class CifarResNet(Staged):
 class ResNet50(Staged):
     """Four stages of `Bottleneck`, with a stem that does not pool (He et al. 2016; Tian et al. 2020).
 
-    The last map is a sixteenth of a LARGE image's side (14 x 14 of 224), an eighth of a small one's.
+    The last map is 4 x 4 for images of 32 pixels and 14 x 14 for 224.
     """
 
     depth = 4

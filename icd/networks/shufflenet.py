@@ -1,7 +1,7 @@
-"""ShuffleNetV1 (Zhang et al. 2018) and V2 (Ma et al. 2018), with the stem of the field's CIFAR tables.
+"""ShuffleNetV1 (Zhang et al. 2018) and V2 (Ma et al. 2018), with the stem of Tian et al. (2020).
 
-Their stem is a 1 x 1 convolution that neither halves nor pools (7 x 7 with stride 2 for LARGE images), so
-the last map is 4 x 4 of 32 pixels and 14 x 14 of 224. Weights begin as PyTorch's layers do, as published.
+The stem is a 1 x 1 convolution with stride 1 (7 x 7 with stride 2 for LARGE images), so the last map is 4 x 4
+for images of 32 pixels and 14 x 14 for 224. Weights have PyTorch's default initialisation, as published.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ STEM = 24
 
 
 class GroupedUnit(nn.Module):
-    """ShuffleNetV1's unit: grouped 1 x 1, channels shuffled, 3 x 3 on each channel alone, grouped 1 x 1.
+    """ShuffleNetV1's unit: grouped 1 x 1, channel shuffle, depthwise 3 x 3, grouped 1 x 1.
 
-    A unit that halves the map keeps its own input beside what it adds, so `width` counts only the latter.
+    With stride 2 its pooled input is concatenated to its output; `width` excludes those channels.
     """
 
     groups = 3
@@ -26,7 +26,7 @@ class GroupedUnit(nn.Module):
     def __init__(self, width_in: int, width: int, stride: int):
         super().__init__()
         middle, self.halves = width // 4, stride == 2
-        self.first_groups = 1 if width_in == STEM else self.groups  # the stem's channels are too few to part
+        self.first_groups = 1 if width_in == STEM else self.groups  # too few channels to group
         self.conv1 = conv(width_in, middle, 1, groups=self.first_groups)
         self.bn1 = nn.BatchNorm2d(middle)
         self.conv2 = conv(middle, middle, 3, stride, groups=middle)
@@ -36,9 +36,8 @@ class GroupedUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.channel_shuffle(F.relu(self.bn1(self.conv1(x)), inplace=True), self.first_groups)
-        y = F.relu(
-            self.bn2(self.conv2(y)), inplace=True
-        )  # the paper has no ReLU here, the published code has
+        # The paper has no ReLU here; the published code does.
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
         y = self.bn3(self.conv3(y))
         if self.halves:
             return F.relu(torch.cat((y, F.avg_pool2d(x, 3, 2, 1)), 1), inplace=True)
@@ -68,7 +67,7 @@ class ShuffleV1(Staged):
 
 
 class SplitUnit(nn.Module):
-    """ShuffleNetV2's unit: half of the channels stay, half go through three convolutions; then a shuffle."""
+    """ShuffleNetV2's unit: half of the channels pass three convolutions; then a channel shuffle."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -85,7 +84,7 @@ class SplitUnit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """ShuffleNetV2's unit that halves the map: all channels go both ways, each gives half of `width`."""
+    """ShuffleNetV2's unit with stride 2: both branches read all channels, each gives half of `width`."""
 
     def __init__(self, width_in: int, width: int):
         super().__init__()

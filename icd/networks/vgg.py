@@ -13,19 +13,21 @@ WIDTHS = (64, 128, 256, 512, 512)
 class VGG(Network):
     """Five blocks of 3 x 3 convolutions; the map is halved before the second, third and fourth.
 
-    As published it is the same for every size of image but 64, where the map is halved before the fifth
-    block too. So the last map is 4 x 4 of 32 and of 64 pixels, and 28 x 28 of 224.
+    As published, only image size 64 differs: the map is also halved before the fifth block. So the last map
+    is 4 x 4 for images of 32 and of 64 pixels, and 28 x 28 for 224.
 
     Args:
         classes: number of classes.
         image_size: pixels a side.
-        convolutions: in each block. Layers: five times as many and three, by the field's count.
+        convolutions: number of convolutions in each block: 1 in VGG8, 2 in VGG13.
     """
 
     def __init__(self, classes: int, image_size: int = 32, *, convolutions: int):
         super().__init__()
         if image_size < 8:
-            raise ValueError(f"VGG halves an image three times: {image_size} pixels a side are less than 8")
+            raise ValueError(
+                f"VGG halves an image three times: give 8 pixels a side or more, not {image_size}"
+            )
         self.halved = (1, 2, 3, 4) if image_size == 64 else (1, 2, 3)
         for i, width in enumerate(WIDTHS):
             width_in, layers = WIDTHS[i - 1] if i else 3, list[nn.Module]()

@@ -11,7 +11,7 @@ from icd.networks.base import Network, conv, initialise_convolutions, stem, thro
 
 
 class PreActivationBlock(nn.Module):
-    """A residual block that normalises and rectifies before each of its two convolutions."""
+    """A residual block with batch normalisation and ReLU before each of its two convolutions."""
 
     def __init__(self, width_in: int, width: int, stride: int):
         super().__init__()
@@ -23,18 +23,18 @@ class PreActivationBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(x), inplace=True)
-        # Only where the width changes does the way around begin after the activation.
-        around = x if self.convShortcut is None else self.convShortcut(y)
+        # The shortcut starts after the activation only if the width changes.
+        shortcut = x if self.convShortcut is None else self.convShortcut(y)
         y = F.relu(self.bn2(self.conv1(y)), inplace=True)
-        return self.conv2(y) + around
+        return self.conv2(y) + shortcut
 
 
 class WideResNet(Network):
     """A stem and three stages, `widen` times as wide as 16, 32, 64; 6 n + 4 layers.
 
-    The features are the last stage's map once normalised and rectified; the stages are given as they
-    leave their blocks. No paper trains these on CUB-200-2011: the stem for LARGE images is that of the
-    other residual networks.
+    The features are the last stage's map after batch normalisation and ReLU; the stages' maps are those
+    before. No paper trains these on CUB-200-2011; for LARGE images the stem is that of the other residual
+    networks.
     """
 
     def __init__(self, classes: int, image_size: int = 32, *, layers: int, widen: int):

@@ -1,4 +1,4 @@
-"""The zoo: the papers' networks have the names, shapes and maps under which the field shares weights."""
+"""The papers' networks have the parameter names, shapes and maps of published weights."""
 
 import argparse
 import hashlib
@@ -22,9 +22,9 @@ from icd.losses import dkd_loss, kd_loss, nkd_loss
 from icd.networks import NETWORKS, Network, load_published, network
 from icd.objective import METHODS, clustering, scale_decoupled
 
-# Of every network: its count of parameters, a digest of its names and shapes, and its stages' shapes.
+# For every network: number of parameters, digest of names and shapes, shapes of the stages' maps.
 EXPECTED = json.loads((ROOT / "tests" / "vectors" / "networks.json").read_text())
-WHOLE = ROOT.parent / "shared" / "vectors" / "networks.json"
+COMPLETE = ROOT.parent / "shared" / "vectors" / "networks.json"
 PUBLISHED = list(EXPECTED)
 OURS = [name for name in NETWORKS if name not in EXPECTED]
 LAST_MAP = {  # cells a side for images of 32, 64 and 224 pixels
@@ -48,7 +48,7 @@ def built(name: str, classes: int = 100, image_size: int = 32) -> Network:
     return network(name, classes, image_size)
 
 
-def test_every_published_network_is_there():
+def test_every_published_network_has_a_name():
     assert set(PUBLISHED) == set(LAST_MAP) <= set(NETWORKS)
 
 
@@ -59,26 +59,26 @@ def test_names_shapes_counts_and_stages_are_the_published_ones(name):
     assert digest(shapes(model)) == expected["names_and_shapes"]
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        said = score(model, images)
-        assert torch.equal(model(images), said.logits)
-    assert [list(stage.shape[1:]) for stage in said.stages] == expected["stages_at_32"]
-    assert said.logits.shape == (2, 100)
-    torch.testing.assert_close(said.logits, model.head(said.features.mean((2, 3))))
+        scores = score(model, images)
+        assert torch.equal(model(images), scores.logits)
+    assert [list(stage.shape[1:]) for stage in scores.stages] == expected["stages_at_32"]
+    assert scores.logits.shape == (2, 100)
+    torch.testing.assert_close(scores.logits, model.head(scores.features.mean((2, 3))))
 
 
-@pytest.mark.skipif(not WHOLE.exists(), reason="the whole lists are not beside the repository")
-def test_the_digests_are_those_of_the_whole_lists():
-    for name, whole in json.loads(WHOLE.read_text()).items():
-        assert shapes(built(name)) == whole["parameters_and_buffers"]
+@pytest.mark.skipif(not COMPLETE.exists(), reason="the complete lists are not available")
+def test_the_digests_match_the_complete_lists():
+    for name, complete in json.loads(COMPLETE.read_text()).items():
+        assert shapes(built(name)) == complete["parameters_and_buffers"]
         assert EXPECTED[name] == {
-            "parameters": whole["parameter_count"],
-            "names_and_shapes": digest(whole["parameters_and_buffers"]),
-            "stages_at_32": whole["stage_shapes_at_32px"],
+            "parameters": complete["parameter_count"],
+            "names_and_shapes": digest(complete["parameters_and_buffers"]),
+            "stages_at_32": complete["stage_shapes_at_32px"],
         }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_last_map_has_the_published_size_at_every_size_of_image(name):
+def test_the_last_map_has_the_published_size_at_every_image_size(name):
     for image_size, side in zip((32, 64, 224), LAST_MAP[name], strict=True):
         with torch.device("meta"):
             model = network(name, 200, image_size)
@@ -86,7 +86,7 @@ def test_the_last_map_has_the_published_size_at_every_size_of_image(name):
         assert features.shape == (1, model.head.in_features, side, side)
 
 
-def test_large_images_change_the_stem_alone():
+def test_image_size_changes_only_the_stem():
     for name in PUBLISHED:
         with torch.device("meta"):
             small, large = shapes(network(name, 10)), shapes(network(name, 10, 224))
@@ -103,41 +103,52 @@ def test_large_images_change_the_stem_alone():
 def test_regions_average_to_the_image_and_a_map_of_2_x_2_refuses_4_x_4(name):
     model = built(name, 7).eval()
     with torch.no_grad():
-        said = score(model, torch.randn(2, 3, 32, 32))
-    head = said.head.weight, said.head.bias
+        scores = score(model, torch.randn(2, 3, 32, 32))
+    head = scores.head.weight, scores.head.bias
     if name == "MobileNetV2":
         with pytest.raises(ValueError, match="scale 4 cuts a 2 x 2 map"):
-            said.local()
-    regions = local_logits(said.features, *head, repeat=name == "MobileNetV2")
+            scores.local()
+    regions = local_logits(scores.features, *head, repeat=name == "MobileNetV2")
     for of_scale in regions.split([1, 4, 16], 1):
-        torch.testing.assert_close(of_scale.mean(1), said.logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(of_scale.mean(1), scores.logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_gradient_reaches_every_parameter(name):
     model = built(name, 10)
-    said = score(model, torch.randn(4, 3, 32, 32))
-    (said.logits.square().sum() + sum(stage.square().mean() for stage in said.stages)).backward()
+    scores = score(model, torch.randn(4, 3, 32, 32))
+    (scores.logits.square().sum() + sum(stage.square().mean() for stage in scores.stages)).backward()
     for key, value in model.named_parameters():
         assert value.grad is not None, key
         assert value.grad.isfinite().all(), key
-        # What a convolution adds to a channel is taken away again by the normalisation after it.
+        # Batch normalisation cancels the bias of the convolution before it.
         if not (name.startswith("vgg") and key.startswith("block") and key.endswith(("0.bias", "3.bias"))):
             assert value.grad.any(), key
 
 
+SIDES = {1, 2, 4, 7, 8, 14, 16, 28}  # cells a side of the last maps, which are all that objectives see
+
+
 @pytest.mark.parametrize("image_size", [32, 224])
 @pytest.mark.parametrize("name", [*OURS, *PUBLISHED])
-def test_every_objective_of_every_network_stays_on_a_cuda_device(name, image_size):
+def test_every_network_stays_on_a_cuda_device(name, image_size):
     with FakeTensorMode():
         with torch.device("cuda"):
             model = network(name, 50, image_size)
-            images, target = torch.rand(2, 3, image_size, image_size), torch.zeros(2, dtype=torch.int64)
-            batch = batch_of(images, target)
-        assert model(images).device.type == "cuda"
-        student = score(model, images)
-        teacher = Scores(*student)
-        coarse = min(student.features.shape[2:]) < 4
+            scores = score(model, torch.rand(2, 3, image_size, image_size))
+        tensors = scores.logits, *scores.stages, scores.local((1, 2), repeat=True)
+        assert {tensor.device.type for tensor in tensors} == {"cuda"}
+    assert scores.features.shape[2] in SIDES
+
+
+@pytest.mark.parametrize("side", sorted(SIDES))
+def test_every_objective_stays_on_a_cuda_device(side):
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            features, head = torch.rand(2, 16, side, side), nn.Linear(16, 50)
+            batch = batch_of(torch.rand(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64))
+        student, teacher = (Scores(head(features.mean((2, 3))), features, head) for _ in range(2))
+        coarse = side < 4
         for objective in (make() for make in METHODS.values()):
             if coarse and any(name == "clustering" or name.startswith("sd_") for name in objective.names):
                 with pytest.raises(ValueError, match="repeat=True"):
@@ -157,7 +168,7 @@ def assert_a_scalar_on_cuda(loss: torch.Tensor, parts: torch.Tensor) -> None:
     assert loss.device.type == parts.device.type == "cuda"
 
 
-def test_a_name_is_found_whatever_its_capitals_and_the_nearest_is_offered():
+def test_names_ignore_case_and_an_unknown_one_gets_a_suggestion():
     assert type(network("resnet50", 3)) is type(network("ResNet50", 3))
     with pytest.raises(ValueError, match='no network "shufflenetv2": did you mean "ShuffleV2"'):
         network("shufflenetv2", 10)
@@ -167,7 +178,7 @@ def test_a_name_is_found_whatever_its_capitals_and_the_nearest_is_offered():
         network("vgg8", 10, 0)
 
 
-def test_a_network_saved_for_large_images_is_built_for_them_again(tmp_path):
+def test_a_saved_network_is_rebuilt_for_its_image_size(tmp_path):
     model = built("shufflev1", 3, 224).eval()
     save_model(tmp_path / "model.safetensors", model, ModelCard("shufflev1", ("a", "b", "c"), 224))
     again, card = load_model(tmp_path)
@@ -191,6 +202,7 @@ def uncounted(weights: dict) -> dict:
         lambda weights: weights,
         lambda weights: {"epoch": 240, "accuracy": torch.tensor(79.42), "model": weights},
         lambda weights: {"state_dict": in_parallel(weights)},
+        lambda weights: {f"model.{name}": value for name, value in weights.items()},
         lambda weights: {"net": uncounted(weights)},
     ],
 )
@@ -214,8 +226,8 @@ def test_published_weights_of_every_family_load_in_both_forms(name, tmp_path):
 
 
 @pytest.mark.parametrize("core", [b"numpy.core", b"numpy._core"])
-def test_a_numpy_number_beside_published_weights_is_left_aside(core, tmp_path):
-    """CRD's authors saved with a PyTorch before 1.6, and with an accuracy that is no Python float."""
+def test_a_numpy_scalar_beside_published_weights_is_ignored(core, tmp_path):
+    """CRD's authors saved with PyTorch before 1.6, and the accuracy as a NumPy scalar."""
     model, path = built("resnet8x4").eval(), tmp_path / "ckpt_epoch_240.pth"
     state = {"epoch": 240, "model": model.state_dict(), "accuracy": np.float64(79.42)}
     torch.save(state, path, _use_new_zipfile_serialization=False)
@@ -226,13 +238,13 @@ def test_a_numpy_number_beside_published_weights_is_left_aside(core, tmp_path):
     assert all(torch.equal(value, again[key]) for key, value in model.state_dict().items())
 
 
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path):
     path = tmp_path / "weights.pth"
     with pytest.raises(ModelError, match=r"weights\.pth: there is no such file"):
         load_published("vgg8", path)
     torch.save({"model": built("resnet20").state_dict()}, path)
-    whole = path.read_bytes()
-    for content in (b"", b"<html>404</html>", b"hello", whole[: len(whole) // 2]):
+    complete = path.read_bytes()
+    for content in (b"", b"<html>404</html>", b"hello", complete[: len(complete) // 2]):
         path.write_bytes(content)
         with pytest.raises(ModelError, match=r"weights\.pth is not a checkpoint"):
             load_published("resnet20", path)
@@ -252,7 +264,7 @@ class Trap:
 @pytest.mark.parametrize(
     ("beside", "asked"), [(Trap(), "mkdir"), (argparse.Namespace(lr=0.05), "argparse.Namespace")]
 )
-def test_code_in_a_file_is_not_run(beside, asked, tmp_path, monkeypatch):
+def test_code_in_a_file_is_not_executed(beside, asked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"opt": beside, "model": built("resnet20").state_dict()}, "weights.pth")
     with pytest.raises(
@@ -293,14 +305,14 @@ def test_code_in_a_file_is_not_run(beside, asked, tmp_path, monkeypatch):
         (("MobileNetV2", 10, 32), "MobileNetV2", "has 10 classes, not 100: give classes=10"),
     ],
 )
-def test_weights_of_something_else_are_refused_by_name(inside, asked, message, tmp_path):
+def test_weights_of_another_network_are_refused_with_its_name(inside, asked, message, tmp_path):
     torch.save(built(*inside).state_dict(), tmp_path / "weights.pth")
     with pytest.raises(ModelError) as error:
         load_published(asked, tmp_path / "weights.pth")
     assert str(error.value) == f"{tmp_path / 'weights.pth'} {message}"
 
 
-def test_weights_that_fit_nothing_are_refused_without_a_guess(tmp_path):
+def test_weights_that_fit_no_network_are_refused_without_a_suggestion(tmp_path):
     torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "weights.pth")
     with pytest.raises(ModelError, match=r"does not fit vgg8: it has no block0\.0\.weight$"):
         load_published("vgg8", tmp_path / "weights.pth")
