@@ -10,7 +10,20 @@ from torch import Tensor
 
 from icd.errors import did_you_mean
 from icd.losses import dkd_loss, kd_loss, nkd_loss
-from icd.terms import Objective, Term, clustering, cross_entropy, scale_decoupled, whole_image
+from icd.terms import (
+    Objective,
+    Term,
+    at,
+    clustering,
+    crd,
+    cross_entropy,
+    fitnet,
+    rkd,
+    scale_decoupled,
+    semckd,
+    sp,
+    whole_image,
+)
 
 __all__ = [
     "METHODS",
@@ -42,11 +55,18 @@ METHODS: dict[str, Callable[[], Objective]] = {
     "iCD-KD": _clustered("SD-KD"),
     "iCD-DKD": _clustered("SD-DKD"),
     "iCD-NKD": _clustered("SD-NKD"),
+    "FitNet": lambda: cross_entropy() + 100 * fitnet(),
+    "CRD": lambda: cross_entropy() + 0.8 * crd(),
+    "SemCKD": lambda: cross_entropy() + whole_image(kd_loss, temperature=4) + 400 * semckd(),
+    "SP": lambda: cross_entropy() + 3000 * sp(),
+    "RKD": lambda: cross_entropy() + rkd(),
+    "AT": lambda: cross_entropy() + 1000 * at(),
 }
 
 #: The words of an expression: terms, and the losses that they take.
 TERMS: dict[str, Callable[..., Term]] = {
-    term.__name__: term for term in (cross_entropy, whole_image, scale_decoupled, clustering)
+    term.__name__: term
+    for term in (cross_entropy, whole_image, scale_decoupled, clustering, fitnet, crd, semckd, sp, rkd, at)
 }
 LOSSES: dict[str, Callable[..., Tensor]] = {loss.__name__: loss for loss in (kd_loss, dkd_loss, nkd_loss)}
 

@@ -531,7 +531,7 @@ OBJECTIVES = [
      lambda at: scale_decoupled_loss(kd_loss, *REGIONS, labels(0, 1), complementary=-1), ValueError,
      "complementary is -1: give a finite number, not negative"),
     ("labels that are probabilities", lambda at: dkd_loss(*TWO, torch.rand(2)), ValueError,
-     "dkd_loss: target holds torch.float32: expected labels, int64"),
+     "dkd_loss: target has dtype torch.float32: expected labels, int64"),
     ("mismatched class counts", lambda at: kd_loss(logits(2, 3), logits(2, 4)), ValueError,
      "kd_loss compares class with class: the student has 3 classes and the teacher 4. Only losses of "
      "Gram matrices and features accept a teacher of other classes"),

@@ -8,6 +8,7 @@ from helpers import batch_of
 from icd import icd_loss, kd_loss, scale_decoupled_loss, score
 from icd.networks import SmallResNet
 from icd.objective import METHODS, Objective, clustering, cross_entropy, parse, scale_decoupled, whole_image
+from icd.terms import at, crd, fitnet, rkd, semckd, sp
 
 TABLE = {
     "alone": "cross_entropy()",
@@ -22,6 +23,12 @@ TABLE = {
     "+ 2 * clustering()",
     "iCD-NKD": "cross_entropy() + scale_decoupled(nkd_loss, gamma=2, temperature=4).warmed_up(20) "
     "+ 2 * clustering()",
+    "FitNet": "cross_entropy() + 100 * fitnet()",
+    "CRD": "cross_entropy() + 0.8 * crd()",
+    "SemCKD": "cross_entropy() + whole_image(kd_loss, temperature=4) + 400 * semckd()",
+    "SP": "cross_entropy() + 3000 * sp()",
+    "RKD": "cross_entropy() + rkd()",
+    "AT": "cross_entropy() + 1000 * at()",
 }
 
 
@@ -117,17 +124,21 @@ def no_scalar(student, teacher, target):
     return student
 
 
-TERMS = {
-    "cross_entropy": cross_entropy,
-    "kd": lambda: whole_image(kd_loss, temperature=4),
-    "sd_kd": lambda: scale_decoupled(kd_loss, temperature=4),
-    "sd_kd without the image": lambda: scale_decoupled(kd_loss, (2, 4), temperature=4),
-    "clustering": clustering,
-} | {
-    f"{name}: {term}": lambda name=name, i=i: METHODS[name]().terms[i]
-    for name in ("DKD", "NKD", "SD-DKD", "SD-NKD")
-    for i, term in enumerate(("cross_entropy", "logits"))
-}
+TERMS = (
+    {
+        "cross_entropy": cross_entropy,
+        "kd": lambda: whole_image(kd_loss, temperature=4),
+        "sd_kd": lambda: scale_decoupled(kd_loss, temperature=4),
+        "sd_kd without the image": lambda: scale_decoupled(kd_loss, (2, 4), temperature=4),
+        "clustering": clustering,
+    }
+    | {
+        f"{name}: {term}": lambda name=name, i=i: METHODS[name]().terms[i]
+        for name in ("DKD", "NKD", "SD-DKD", "SD-NKD")
+        for i, term in enumerate(("cross_entropy", "logits"))
+    }
+    | {"fitnet": fitnet, "crd": crd, "semckd": semckd, "sp": sp, "rkd": rkd, "at": at}
+)
 
 
 @pytest.mark.parametrize("make", TERMS.values(), ids=TERMS)
@@ -135,7 +146,9 @@ def test_every_term_by_itself_has_a_gradient(make, scores):
     _, teacher, batch = scores
     torch.manual_seed(1)
     model = SmallResNet(5)
-    loss, parts = Objective([make()])(score(model, batch.images), teacher, batch, epoch=3)
+    objective = Objective([make()])
+    objective.build(score(model, batch.images), teacher, images=4)
+    loss, parts = objective(score(model, batch.images), teacher, batch, epoch=3)
     loss.backward()
     assert parts.isfinite().all()
     assert next(model.parameters()).grad.abs().sum() > 0
@@ -158,8 +171,9 @@ def test_no_gradient_reaches_the_teacher(scores):
     torch.manual_seed(2)
     student, teacher = SmallResNet(5), SmallResNet(5)
     for make in METHODS.values():
-        loss, _ = make()(score(student, batch.images), score(teacher, batch.images), batch)
-        loss.backward()
+        objective, pair = make(), (score(student, batch.images), score(teacher, batch.images))
+        objective.build(*pair, images=4)
+        objective(*pair, batch)[0].backward()
     assert all(weight.grad is None for weight in teacher.parameters())
 
 

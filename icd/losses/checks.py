@@ -1,4 +1,4 @@
-"""What losses and recipes refuse: a sentence for each that says what was wrong and what to give instead."""
+"""Checks of the losses' arguments: each raises ValueError with what is wrong and what to give instead."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def check_scales(scales: Sequence[int]) -> tuple[int, ...]:
-    """`scales` as a tuple of positive integers, or ValueError."""
+    """Return `scales` as a tuple of positive integers."""
     given = as_tuple(scales)
     kept = tuple(operator.index(m) for m in given if hasattr(m, "__index__") and not isinstance(m, bool))
     if not kept or len(kept) < len(given) or min(kept) < 1:
@@ -22,12 +22,12 @@ def check_scales(scales: Sequence[int]) -> tuple[int, ...]:
 
 
 def as_tuple(values: Any) -> tuple[Any, ...]:
-    """The values of what can be gone through, else none."""
+    """Return the items of an iterable, or () for anything else."""
     return tuple(values) if isinstance(values, Iterable) else ()
 
 
 def is_number(value: Any) -> bool:
-    """Of Python, of NumPy, or a tensor."""
+    """Return whether a value is a real number of Python or NumPy, or a tensor."""
     return isinstance(value, numbers.Real | Tensor)
 
 
@@ -56,34 +56,50 @@ def check_same_classes(loss: str, student: int, teacher: int) -> None:
 
 
 def check_logits(loss: str, student: Tensor, teacher: Tensor) -> None:
-    """(B, C) twice."""
+    """Check logits (B, C) of both networks."""
     if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
         raise ValueError(f"{loss}: logits have shapes {_both(student, teacher)}: expected (B, C) for both")
     check_same_classes(loss, student.shape[1], teacher.shape[1])
 
 
 def check_against_others(loss: str, target: Tensor, student: Tensor) -> None:
-    """A label for each image, and classes that it can be set against."""
+    """Check labels that a loss compares with the other classes."""
     check_target(loss, target, len(student))
     if student.shape[1] < 2:
-        raise ValueError(f"{loss} sets the target against the other classes: it needs two classes at least")
+        raise ValueError(f"{loss} compares the target with the other classes: it needs two classes or more")
 
 
 def check_target(loss: str, target: Tensor, images: int) -> None:
-    """A label for each image, and no probabilities."""
+    """Check that labels are one integer an image."""
     if not isinstance(target, Tensor):
         raise ValueError(f"{loss}: target is {target!r}: it needs labels (B,), int64")
     check_shape(loss, "target", target, (images,))
     if target.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"{loss}: target holds {target.dtype}: expected labels, int64")
+        raise ValueError(f"{loss}: target has dtype {target.dtype}: expected labels, int64")
 
 
 def check_regions(loss: str, student: Tensor, teacher: Tensor) -> None:
-    """(B, N, C) twice, with B and N the same."""
+    """Check region logits (B, N, C) of both networks, B and N the same."""
     if student.ndim != 3 or teacher.ndim != 3 or student.shape[:2] != teacher.shape[:2]:
         raise ValueError(
             f"{loss}: region logits have shapes {_both(student, teacher)}: expected (B, N, C), "
             "the same B and N for both"
+        )
+
+
+def check_maps(loss: str, student: Tensor, teacher: Tensor) -> None:
+    """Check feature maps (B, D, H, W) of both networks, B the same."""
+    if student.ndim != 4 or teacher.ndim != 4 or len(student) != len(teacher):
+        raise ValueError(
+            f"{loss}: maps have shapes {_both(student, teacher)}: expected (B, D, H, W), the same B for both"
+        )
+
+
+def check_vectors(loss: str, student: Tensor, teacher: Tensor) -> None:
+    """Check vectors (B, D) of both networks, B the same."""
+    if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
+        raise ValueError(
+            f"{loss}: vectors have shapes {_both(student, teacher)}: expected (B, D), the same B for both"
         )
 
 

@@ -1,4 +1,4 @@
-"""Losses of image-level logits: KD, DKD and NKD."""
+"""Losses of image-level logits: KD, DKD and NKD, in float32 or better and finite for any finite input."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def kd_loss(
     temperature: float = 4.0,
     reduction: Literal["mean", "none"] = "mean",
 ) -> Tensor:
-    """Knowledge distillation (Hinton et al. 2015, section 2; chapter 2).
+    """Return the loss of knowledge distillation (Hinton et al. 2015, section 2; chapter 2).
 
-    `T^2 KL(softmax(teacher / T) || softmax(student / T))`; the factor keeps the size of its
-    gradient when T changes.
+    `T^2 KL(softmax(teacher / T) || softmax(student / T))`; the factor keeps the size of its gradient when T
+    changes.
 
     Args:
         student, teacher: logits (B, C).
-        target: not used; here because every logit loss has the same signature.
+        target: not used; every logit loss has this signature.
         temperature: T > 0.
         reduction: "mean" over the batch, or "none" for the loss of each image.
 
@@ -65,11 +65,11 @@ def dkd_loss(
     temperature: float = 4.0,
     reduction: Literal["mean", "none"] = "mean",
 ) -> Tensor:
-    """Decoupled knowledge distillation (Zhao et al. 2022, equation 7; chapter 2).
+    """Return the loss of decoupled knowledge distillation (Zhao et al. 2022, equation 7; chapter 2).
 
-    `T^2 (alpha TCKD + beta NCKD)`: TCKD compares how sure both are of the target against all
-    other classes together, NCKD how both spread the rest over the other classes. With alpha 1
-    and beta equal to the teacher's probability of "another class", this is `kd_loss` exactly.
+    `T^2 (alpha TCKD + beta NCKD)`: TCKD compares the probability of the target with that of all other classes
+    together, NCKD the distributions over the other classes. With alpha 1 and beta equal to the teacher's
+    probability of "another class", this is `kd_loss` exactly.
 
     Args:
         student, teacher: logits (B, C), C at least 2.
@@ -112,22 +112,22 @@ def nkd_loss(
     exclude_target: bool = True,
     reduction: Literal["mean", "none"] = "mean",
 ) -> Tensor:
-    """Normalised knowledge distillation (Yang et al. 2023, equation 7; chapter 2).
+    """Return the loss of normalised knowledge distillation (Yang et al. 2023, equation 7; chapter 2).
 
-    `-p_t[y] log p_s[y] - gamma T^2 sum_{i != y} q_t[i] log q_s[i]`, with p at temperature 1
-    and q the softmax at T over the classes other than the target y.
+    `-p_t[y] log p_s[y] - gamma T^2 sum_{i != y} q_t[i] log q_s[i]`, with p at temperature 1 and q the softmax
+    at T over the classes other than the target y.
 
     Args:
         student, teacher: logits (B, C), C at least 2.
         target: labels (B,), int64.
         temperature: T > 0 of the non-target part.
         gamma: weight of the non-target part.
-        exclude_target: True is the formula. False is what the published code computes: its
-            mask removes no class, so q is the softmax over all of them.
+        exclude_target: True is the formula. False is what the published code computes: its mask removes no
+            class, so q is the softmax over all of them.
         reduction: "mean" or "none".
 
     Returns:
-        A scalar, or (B,) with `reduction="none"`. A cross-entropy: not zero where both agree.
+        A scalar, or (B,) with `reduction="none"`. A cross-entropy, so not zero if both agree.
 
     Raises:
         ValueError: shapes that differ, fewer than two classes, a temperature that is not
@@ -147,14 +147,14 @@ def nkd_loss(
 
 
 def _target_or_not(scores: Tensor, target: Tensor, label: Tensor, temperature: float) -> Tensor:
-    """Log-probabilities (B, 2) of the target and of all other classes together."""
+    """Return the log-probabilities (B, 2) of the target and of all other classes together."""
     softened = soften(scores, temperature)
     rest = mask_out(softened, label).logsumexp(1)
     return torch.stack([softened.gather(1, target[:, None]).squeeze(1), rest], 1).log_softmax(1)
 
 
 def _one_hot(target: Tensor, classes: int) -> Tensor:
-    """True for the target alone, (B, C)."""
+    """Return a mask (B, C) that is True for the target."""
     return torch.arange(classes, device=target.device) == target[:, None]
 
 

@@ -1,4 +1,4 @@
-"""Softmax and divergence that stay finite, in float32 at least, whatever precision the networks run in."""
+"""Softmax, KL divergence and cosines that stay finite, computed in float32 or better."""
 
 from __future__ import annotations
 
@@ -12,91 +12,94 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# What a loss of one's own is made of; the rest saves time.
+# The functions that a new loss is made of; the others save time.
 __all__ = ["cosines", "full_precision", "kl_divergence", "log_softmax", "mask_out", "soften"]
 
 T = TypeVar("T")
 
-# Beyond this a softmax in float32 could meet inf - inf; no score of a network is as large.
-HUGE = 1e30
-# Of smaller vectors rounding has left no direction.
-TINY = 1e-12
-# And of these a direction's gradient, one over their length, is more than a float16 can hold.
-FAINT = {torch.float16: 2.0**-10}
+# Larger logits could give inf - inf in a float32 softmax; no network outputs them.
+LARGEST_LOGIT = 1e30
+# A shorter vector is all rounding: it has no direction.
+SHORTEST = 1e-12
+# In float16 the gradient of the direction of such a vector, about 1 / length, overflows.
+SHORTEST_OF = {torch.float16: 2.0**-10}
 
 
 @contextmanager
 def full_precision(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Inside, autocast is off; yields the tensors in one precision, float32 at least."""
-    precise = reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
+    """Disable autocast, and yield the tensors in their widest dtype, at least float32."""
+    dtype = reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
     with torch.autocast(tensors[0].device.type, enabled=False):
-        yield tuple(t.to(precise) for t in tensors)
+        yield tuple(t.to(dtype) for t in tensors)
 
 
-def soften(scores: Tensor, temperature: float = 1.0) -> Tensor:
-    """Scores divided by a temperature, and kept where differences are finite (chapter 1)."""
-    # A clamp, whose gradient takes one pass, not five.
-    return F.hardtanh(scores / temperature, -HUGE, HUGE)
+def soften(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return logits divided by a temperature, clamped so that their differences are finite (chapter 1)."""
+    # hardtanh is a clamp whose gradient takes one pass instead of five.
+    return F.hardtanh(logits / temperature, -LARGEST_LOGIT, LARGEST_LOGIT)
 
 
-def log_softmax(scores: Tensor, temperature: float = 1.0, out: Tensor | None = None) -> Tensor:
-    """Log-probabilities over the last axis; entries `out` are left out (chapter 1)."""
-    softened = soften(scores, temperature)
+def log_softmax(logits: Tensor, temperature: float = 1.0, out: Tensor | None = None) -> Tensor:
+    """Return log-probabilities over the last axis; entries where `out` is True are masked (chapter 1)."""
+    softened = soften(logits, temperature)
     return (softened if out is None else mask_out(softened, out)).log_softmax(-1)
 
 
 def mask_out(softened: Tensor, out: Tensor) -> Tensor:
-    """Tempered scores with the entries `out` so low that their probability is 0 and its logarithm finite."""
-    return softened.masked_fill(out, -10 * HUGE)
+    """Return softened logits whose entries `out` have probability 0 and a finite log-probability."""
+    return softened.masked_fill(out, -10 * LARGEST_LOGIT)
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) over the last axis, from log-probabilities (chapter 2).
-
-    Exactly 0 where both are the same.
-    """
+    """Return KL(p || q) over the last axis from log-probabilities (chapter 2), exactly 0 if equal."""
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def cosines(vectors: Tensor, centre: bool = False, faint: float = TINY) -> Tensor:
-    """Cosines between the n vectors of each set, (B, n, C) -> (B, n, n) (chapter 4).
+def cosines(vectors: Tensor, centre: bool = False, shortest: float = SHORTEST) -> Tensor:
+    """Return the cosines between the n vectors of each set, (B, n, C) -> (B, n, n) (chapter 4).
 
-    They are inner products divided by lengths, and the squared lengths stand on the products'
-    diagonal. The result is symmetric to the bit. A cosine does not change with a vector's
-    length. So the largest entry is divided out first, that products neither overflow nor
-    vanish, and is a constant to the gradient for the same reason. With `centre`, the mean of
-    each vector's entries is subtracted. A vector with no entry above `faint`, or of which
-    centring leaves nothing but rounding, has no direction: its cosines are zero, with itself
-    too.
+    Inner products are divided by the lengths, whose squares are the products' diagonal, so the result is
+    symmetric to the bit. Each vector is first divided by its largest entry, a constant to the gradient: a
+    cosine does not depend on length, and products neither overflow nor vanish.
+
+    Args:
+        vectors: n vectors of C entries for each of B sets.
+        centre: subtract the mean of each vector's entries first.
+        shortest: a vector with no entry above this, or of which centring leaves only rounding, has no
+            direction: its cosines are 0, the one with itself too.
     """
     largest = vectors.detach().abs().amax(-1, keepdim=True)
-    scaled = vectors / F.threshold(largest, faint, math.inf)
+    scaled = vectors / F.threshold(largest, shortest, math.inf)
     if centre:
         scaled = scaled - scaled.mean(-1, keepdim=True)
     products = torch.bmm(scaled, scaled.mT)
     squares = products.diagonal(dim1=1, dim2=2)
     rounding = vectors.shape[-1] * torch.finfo(vectors.dtype).eps
-    # 1 / length, 0 without a direction.
-    inverse = F.threshold(squares, rounding**2, math.inf).rsqrt()
+    inverse = F.threshold(squares, rounding**2, math.inf).rsqrt()  # 1 / length, 0 without a direction
     return products * (inverse[:, :, None] * inverse[:, None, :])
 
 
+def smaller_size(first: Tensor, second: Tensor) -> tuple[int, int]:
+    """Return the smaller height and the smaller width of two maps (B, D, H, W)."""
+    return min(first.shape[2], second.shape[2]), min(first.shape[3], second.shape[3])
+
+
 def for_each(matrix: Tensor, batch: Tensor) -> Tensor:
-    """`matrix @ batch`, (n, m) with (B, m, k) -> (B, n, k), in two operators where `@` takes six."""
+    """Return `matrix @ batch`, (n, m) with (B, m, k) -> (B, n, k), in two operators; `@` takes six."""
     return torch.bmm(matrix.expand(len(batch), -1, -1), batch)
 
 
 def constants(make: Callable[..., T]) -> Callable[..., T]:
-    """Remembers the constant tensors that `make(dtype, device, *arguments)` returns.
+    """Cache the constant tensors that `make(dtype, device, *arguments)` returns.
 
-    What is returned takes a tensor like them in the place of dtype and device. So a step does not make them
-    again, and does not wait for a GPU to be sent them.
+    The decorated function takes a tensor, whose dtype and device it uses, in place of both. Constants are
+    built once and not at every step, which also avoids copies from host to GPU.
     """
-    remember = lru_cache(maxsize=64)(make)
+    cached = lru_cache(maxsize=64)(make)
 
-    def made(like: Tensor, *arguments: object) -> T:
-        with torch.inference_mode(False):  # what is made inside of it is of no use to a gradient outside
-            # A fake tensor lives no longer than its mode.
-            return (remember if type(like) is Tensor else make)(like.dtype, like.device, *arguments)
+    def cached_constants(like: Tensor, *arguments: object) -> T:
+        with torch.inference_mode(False):  # a tensor made in inference mode cannot be used for gradients
+            # Fake tensors do not outlive their mode, so they are not cached.
+            return (cached if type(like) is Tensor else make)(like.dtype, like.device, *arguments)
 
-    return made
+    return cached_constants

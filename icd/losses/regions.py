@@ -1,8 +1,6 @@
-"""The losses of logits: tensors in, a scalar out.
+"""Losses of region logits: the scale-decoupled form of a logit loss, and implicit clustering distillation.
 
-KD, DKD and NKD compare one vector of class scores with another; the scale-decoupled form
-applies any of the three to every region; iCD compares which regions look alike.
-Every loss computes in float32 at least, and takes any finite input.
+Every loss computes in float32 or better, and is finite for any finite input.
 """
 
 from __future__ import annotations
@@ -27,8 +25,8 @@ from icd.losses.checks import (
     is_number,
 )
 from icd.losses.numerics import (
-    FAINT,
-    TINY,
+    SHORTEST,
+    SHORTEST_OF,
     constants,
     cosines,
     full_precision,
@@ -47,26 +45,25 @@ def scale_decoupled_loss(
     teacher_logits: Tensor | None = None,
     **base_arguments: Any,
 ) -> Tensor:
-    """A logit loss applied to every region (Wei et al. 2024; chapter 3).
+    """Apply a logit loss to every region: scale-decoupled distillation (Wei et al. 2024; chapter 3).
 
-    This is scale-decoupled distillation. A region counts 1 where the teacher judges it as it
-    judges the whole image, both right or both wrong about the label (consistent), and
-    `complementary` where the two differ.
+    A region is consistent, with weight 1, if the teacher is right about it and about the whole image, or
+    wrong about both; otherwise it is complementary, with weight `complementary`.
 
     Args:
         base: `kd_loss`, `dkd_loss`, `nkd_loss`, or any loss with their signature.
         student_local, teacher_local: region logits (B, N, C).
         target: labels of the images, (B,), int64.
-        complementary: weight of the regions that the teacher judges unlike the image.
-        teacher_logits: the teacher's logits of the whole image, (B, C). Without them the first
-            region must be the whole image: scales begin with 1.
-        base_arguments: handed to `base`, `temperature=4.0` for one.
+        complementary: weight of complementary regions.
+        teacher_logits: the teacher's logits of the whole image, (B, C). Without them the first region must be
+            the whole image: scales begin with 1.
+        base_arguments: passed to `base`, such as `temperature=4.0`.
 
     Returns:
         A scalar: the weighted sum over regions, divided by B N.
 
     Raises:
-        ValueError: shapes that differ, and what `base` refuses.
+        ValueError: shapes that differ, and what `base` raises.
     """
     check_regions("scale_decoupled_loss", student_local, teacher_local)
     check_same_classes("scale_decoupled_loss", student_local.shape[2], teacher_local.shape[2])
@@ -97,22 +94,24 @@ def scale_decoupled_loss(
 
 
 def gram(local: Tensor, centre: bool = False) -> Tensor:
-    """Who looks like whom: cosines between the regions of one image at one scale (chapter 4).
+    """Return the cosines between the regions of each image at one scale (chapter 4).
 
     Args:
         local: region logits (B, n, C).
-        centre: subtract each region's mean over classes first, so that a shift of all its
-            logits is not seen.
+        centre: subtract each region's mean over classes first, so that shifting all logits of a region
+            changes nothing.
 
     Returns:
-        (B, n, n), symmetric, ones on the diagonal; zeros for a region whose logits are all
-        zero, which looks like nothing.
+        (B, n, n), symmetric, ones on the diagonal; zeros for a region whose logits are all zero.
+
+    Raises:
+        ValueError: logits of another shape.
     """
     if local.ndim != 3:
         raise ValueError(f"gram: region logits have shape {tuple(local.shape)}: expected (B, n, C)")
-    faint = FAINT.get(local.dtype, TINY)
+    shortest = SHORTEST_OF.get(local.dtype, SHORTEST)
     with full_precision(local) as (local,):
-        return cosines(local, centre, faint)
+        return cosines(local, centre, shortest)
 
 
 def icd_loss(
@@ -125,32 +124,30 @@ def icd_loss(
     diagonal: bool = True,
     reduction: Literal["sum", "mean"] = "sum",
 ) -> Tensor:
-    """Implicit clustering distillation (Xue et al. 2025; chapters 4 and 5).
+    """Return the clustering loss of iCD (Xue et al. 2025; chapters 4 and 5).
 
-    `sum_m w_m (1/B) sum_rows KL(softmax(G_t / tau) || softmax(G_s / tau))`, G the Gram matrix
-    of a scale; the factor gamma is left to the objective. A Gram matrix has no class axis:
-    student and teacher may have other classes. The defaults are the published loss; `centre`,
-    `diagonal` and `reduction` correct it.
+    `sum_m w_m (1/B) sum_rows KL(softmax(G_t / tau) || softmax(G_s / tau))`, G the Gram matrix of a scale;
+    the factor gamma is the term's weight. A Gram matrix has no class axis, so student and teacher may have
+    different classes. The defaults are the published loss; `centre`, `diagonal` and `reduction` correct it.
 
     Args:
         student_local: region logits (B, N, C_s), regions in the order of `scales`.
-        teacher_local: the same for the teacher, (B, N, C_t).
-        scales: positive integers; N is the sum of their squares. A 1 adds nothing: its Gram
-            matrix is the number 1.
+        teacher_local: the teacher's, (B, N, C_t).
+        scales: positive integers; N is the sum of their squares. A 1 adds nothing: its Gram matrix is the
+            number 1.
         temperature: tau > 0. Cosines lie in [-1, 1], so 2 makes nearly flat rows.
-        weights: one for each scale. Published: proportional to 1 + log2(m), that is 1, 2, 3
-            for 1, 2, 4, summing to 1 over the scales in use.
-        centre: subtract each region's mean over classes first: a shift of all logits, which no
+        weights: one for each scale; default `scale_weights(scales)`.
+        centre: subtract each region's mean over classes first: shifting all logits of a region, which no
             softmax can see, then no longer changes the cosines.
-        diagonal: False leaves each region's likeness to itself, always 1, out of its row.
-        reduction: rows of a scale summed, as published, so that a fine scale counts more, or
-            averaged ("mean").
+        diagonal: False masks out the cosine of each region with itself, always 1.
+        reduction: "sum" adds the rows of a scale, as published, so that a fine scale counts more; "mean"
+            averages them.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: shapes, scales, weights or temperature that do not fit.
+        ValueError: shapes, scales, weights or a temperature that do not fit.
     """
     check_regions("icd_loss", student_local, teacher_local)
     check_positive("temperature", temperature)
@@ -166,7 +163,7 @@ def icd_loss(
         raise ValueError(
             f"icd_loss: weights are {given}: give {len(scales)} numbers, none negative, one for each scale"
         )
-    # One Gram matrix of all regions, in whose rows those of other scales are left out.
+    # One Gram matrix of all regions, in whose rows the regions of other scales are masked out.
     grams = gram(student_local, centre), gram(teacher_local, centre)
     with full_precision(*grams) as (student_gram, teacher_gram):
         others, shares = _rows(student_gram, scales, weights, diagonal, reduction)
@@ -194,7 +191,7 @@ def _rows(
     diagonal: bool,
     reduction: str,
 ) -> tuple[Tensor, Tensor]:
-    """What the row of each region leaves out, (N, N) bool, and how much it counts, (N,)."""
+    """Return which entries the row of each region masks out, (N, N) bool, and its weight, (N,)."""
     number = [i for i, m in enumerate(scales) for _ in range(m * m)]
     scale = torch.tensor(number, device=device)
     others = scale != scale[:, None]

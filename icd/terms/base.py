@@ -157,10 +157,12 @@ class Objective(nn.Module):
 
     @property
     def memory(self) -> str | None:
-        """The name of the first term that remembers images (it has buffers or extra state), or None."""
+        """The name of the first term that remembers images (it has buffers), or None."""
         for term in self._terms:
-            if set(term.state_dict()) - {name for name, _ in term.named_parameters()}:
-                return term.name
+            for module in term.modules():
+                # Batch statistics are no memory: each process may have its own.
+                if not isinstance(module, nn.modules.batchnorm._BatchNorm) and set(module._buffers):
+                    return term.name
         return None
 
     @property

@@ -150,6 +150,8 @@ def test_every_objective_stays_on_a_cuda_device(side):
         student, teacher = (Scores(head(features.mean((2, 3))), features, head) for _ in range(2))
         coarse = side < 4
         for objective in (make() for make in METHODS.values()):
+            with torch.device("cuda"):
+                objective.build(student, teacher, images=2)
             if coarse and any(name == "clustering" or name.startswith("sd_") for name in objective.names):
                 with pytest.raises(ValueError, match="repeat=True"):
                     objective(student, teacher, batch)

@@ -56,10 +56,11 @@ def test_the_guard_sees_what_waits():
 def test_a_step_of_training_never_waits_for_the_device(method):
     torch.manual_seed(0)
     learner = Student(SmallResNet(5, widths=(8, 12, 16), blocks=(1, 1, 1)), METHODS[method](), method)
-    learner.start(Recipe(), make_accelerator("float32"))
     images, target = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
     with torch.no_grad():
         told = score(SmallResNet(5, widths=(8, 12, 16), blocks=(1, 1, 1)), images)
+    learner.build(batch_of(images, target), told, 4, seed=0)
+    learner.start(Recipe(), make_accelerator("float32"))
     with NoWaiting():
         learner.step(batch_of(images, target), told, 1, 0.1)
     assert len(learner.pending) == 1
@@ -117,7 +118,9 @@ def test_half_precision_networks_on_a_gpu_give_a_loss_in_float32_there(method, h
         images, target = torch.randn(4, 3, 64, 64), torch.zeros(4, dtype=torch.int64)
         said, told = score(student, images), score(teacher, images)
         assert said.logits.dtype == torch.float16
-        loss, parts = METHODS[method]()(said, told, batch_of(images, target))
+        objective, batch = METHODS[method](), batch_of(images, target)
+        objective.build(said, told, images=4)
+        loss, parts = objective(said, told, batch)
     assert loss.device.type == parts.device.type == "cuda"
     assert loss.dtype == torch.float32
     assert loss.shape == ()
