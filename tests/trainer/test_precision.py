@@ -1,8 +1,11 @@
-"""Half precisions on a CPU: 200 steps beside float32, with a teacher whose logits reach from -60 to 60."""
+"""Half precisions on a CPU, with a teacher whose logits reach from -60 to 60.
+
+Runs drift apart, by how much depends on how a processor rounds. So single steps are compared, from the same
+weights, by ten students.
+"""
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -14,12 +17,12 @@ from icd.scores import Batch, Scoring, score
 from icd.trainer import Recipe, Student, fit
 from icd.trainer.distributed import make_accelerator
 
-STEPS, BATCH = 200, 8
+BATCH, STUDENTS = 8, 10
 CLUSTERING = ("iCD-KD", "iCD-DKD", "iCD-NKD")
-# The largest distance of a curve from that of float32, as a share of it. Measured: bf16 .0091, fp16 .0037.
-DISTANCE = {"bf16": 0.018, "fp16": 0.0075}
-# Of the loss in fp16. From 2^16, where scaling begins by default, it comes down by two or three skipped
-# steps in these 200, as it is meant to; the distance would then be of runs that differ by those steps.
+# Medians of the distance from float32, as a share: of a term, and of the change of the weights. Measured on three
+# sets of instructions: bf16 .0011 and .074, fp16 .0002 and .026.
+DISTANCE = {"bf16": (0.005, 0.25), "fp16": (0.001, 0.1)}
+# Of the loss in fp16. From 2^16, the default, it would come down by two or three skipped steps.
 SCALE = 2.0**12
 
 
@@ -64,24 +67,32 @@ def accelerator_of(precision: str) -> Accelerator:
     return accelerator
 
 
-def curve(precision, method, data, teacher):
-    """The loss of each step, averaged over ten, (STEPS - 9,)."""
-    accelerator, recipe = accelerator_of(precision), Recipe(batch_size=BATCH, learning_rate=0.002)
-    learner, telling, finite = Student(small(2), METHODS[method]()), Scoring(teacher), []
-    learner.start(recipe, accelerator)
-    for weight in learner.network.parameters():
+def begun(precision, seed, method="iCD-KD"):
+    """A student about to make its first step."""
+    student = Student(small(seed), METHODS[method]())
+    student.start(Recipe(batch_size=BATCH, learning_rate=0.002), accelerator_of(precision))
+    return student
+
+
+def make_step(student, data, teacher, step):
+    """Make one step, and assert that every gradient is finite and none is skipped."""
+    finite = []
+    hooks = [
         weight.register_hook(lambda gradient: finite.append(gradient.isfinite().all()))
-    for step in range(STEPS):
-        epoch, number = divmod(step, data.steps(BATCH))
-        images, target, index = data.training_batch(0, epoch, number, BATCH)
-        with torch.no_grad(), accelerator.autocast():
-            told = telling(images)
-        learner.step(Batch(images, target, index), told, epoch + 1, recipe.rate(step / STEPS))
-        assert not learner.optimizer.step_was_skipped
+        for weight in student.network.parameters()
+    ]
+    batch = Batch(*data.training_batch(0, *divmod(step, data.steps(BATCH)), BATCH))
+    with torch.no_grad(), student.backend.autocast():
+        scores = Scoring(teacher)(batch.images)
+    student.step(batch, scores, 1 + step // data.steps(BATCH), 0.002)
+    for hook in hooks:
+        hook.remove()
     assert torch.stack(finite).all()
-    losses = torch.stack(learner.pending)[:, :-1].sum(1)
-    assert losses.isfinite().all()
-    return np.convolve(losses, np.full(10, 0.1), "valid")
+    assert not student.optimizer.step_was_skipped
+
+
+def flat(network):
+    return torch.cat([weight.detach().flatten().clone() for weight in network.parameters()])
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -121,13 +132,32 @@ def test_what_a_network_says_in_half_precision_is_not_copied_to_float32(data):
     assert {said.dtype for said in seen} == {torch.bfloat16}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", CLUSTERING)
-def test_two_hundred_steps_in_half_precision_follow_float32(method, data, teacher):
-    exact = curve("float32", method, data, teacher)
-    for precision, distance in DISTANCE.items():
-        apart = np.abs(curve(precision, method, data, teacher) / exact - 1)
-        assert apart.max() < distance, precision
+@pytest.mark.parametrize("precision", DISTANCE)
+def test_a_step_in_half_precision_is_near_that_of_float32(precision, data, teacher):
+    terms, steps = [], []
+    for seed in range(STUDENTS):
+        both = []
+        for kind in ("float32", precision):
+            student = begun(kind, seed)
+            before = flat(student.network)
+            make_step(student, data, teacher, seed)
+            both.append((student.pending[0][:-1], flat(student.network) - before))
+        (exact, step), (values, other) = both
+        terms.append((values / exact - 1).abs())
+        steps.append((other - step).norm() / step.norm())
+    of_terms, of_steps = DISTANCE[precision]
+    assert torch.stack(terms).median(0).values.max() < of_terms
+    assert torch.stack(steps).median() < of_steps
+
+
+@pytest.mark.parametrize("precision", DISTANCE)
+def test_sixty_steps_in_half_precision_stay_finite_and_learn(precision, data, teacher):
+    student = begun(precision, 2)
+    for step in range(60):
+        make_step(student, data, teacher, step)
+    losses = torch.stack(student.pending)[:, :-1].sum(1)
+    assert losses.isfinite().all()
+    assert losses[-8:].mean() < losses[:8].mean()
 
 
 def test_students_side_by_side_share_the_scale_of_the_loss_and_no_skipped_step(data):
@@ -152,11 +182,11 @@ def test_students_side_by_side_share_the_scale_of_the_loss_and_no_skipped_step(d
 def test_large_logits_of_a_student_in_half_precision_give_finite_losses_and_gradients(
     method, dtype, data, teacher
 ):
-    images, target, _ = data.training_batch(0, 0, 0, BATCH)
-    student = stretch(small(3), images)
+    batch = Batch(*data.training_batch(0, 0, 0, BATCH))
+    student = stretch(small(3), batch.images)
     with torch.autocast("cpu", dtype):
-        said, told = score(student, images), score(teacher, images)
-        loss, parts = METHODS[method](said, told, target, epoch=20)
+        said, told = score(student, batch.images), score(teacher, batch.images)
+        loss, parts = METHODS[method]()(said, told, batch, epoch=20)
     assert said.logits.dtype == told.logits.dtype == dtype
     assert loss.dtype == torch.float32
     assert parts.isfinite().all()
