@@ -19,8 +19,8 @@ from icd.trainer.distributed import make_accelerator
 
 BATCH, STUDENTS = 8, 10
 CLUSTERING = ("iCD-KD", "iCD-DKD", "iCD-NKD")
-# Medians of the distance from float32, as a share: of a term, and of the change of the weights. Measured on three
-# sets of instructions: bf16 .0011 and .074, fp16 .0002 and .026.
+# Medians of the distance from float32, as a share: of a term, and of the change of the weights. Measured with
+# three sets of instructions: bf16 .0011 and .074, fp16 .0002 and .026.
 DISTANCE = {"bf16": (0.005, 0.25), "fp16": (0.001, 0.1)}
 # Of the loss in fp16. From 2^16, the default, it would come down by two or three skipped steps.
 SCALE = 2.0**12
