@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from platformdirs import user_cache_dir
 
 if sys.platform != "win32":
     import fcntl
@@ -104,7 +103,9 @@ def expand(path: str | Path) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where drawn and decoded images are kept: ICD_CACHE, or the user's cache folder."""
+    """Return the folder for drawn and decoded images: ICD_CACHE, or the user's cache folder."""
+    from platformdirs import user_cache_dir
+
     return Path(os.environ.get("ICD_CACHE") or user_cache_dir("icd"))
 
 

@@ -356,3 +356,22 @@ def test_data_travels_in_the_wheel(tmp_path) -> None:
     assert names >= {f"icd/data/{path.relative_to(ROOT / 'data').as_posix()}" for path in shipped}
     assert names >= {path.relative_to(ROOT).as_posix() for path in (ROOT / "icd").rglob("*.py")}
     assert all(name.startswith(("icd/", "icd_book-")) for name in names)
+
+
+LIGHT = """
+import runpy, sys
+sys.modules.update(dict.fromkeys({refused!r}))  # as if they were not installed
+from icd import METHODS, Recipe, fit, network
+from icd.datasets.cache import CachedImages
+gpu = runpy.run_path("tests/benchmarks/gpu.py")
+gpu["check_losses_agree"](gpu["plan_for"](gpu["torch"].device("cpu"), tiny=True))
+"""
+
+
+def test_training_needs_only_what_a_cuda_image_has():
+    """`make gpu` runs with torch, accelerate, safetensors, pandas and tqdm alone."""
+    refused = {"PIL", "filelock", "platformdirs", "torchvision", "matplotlib", "seaborn", "jsonargparse"}
+    refused |= {"scipy", "sklearn", "IPython", "timm"}
+    script = LIGHT.format(refused=refused)
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr

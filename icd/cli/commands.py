@@ -14,7 +14,7 @@ from typing import Literal
 
 import yaml
 
-from icd.datasets import Changes, DataSet, birdlets
+from icd.datasets import DataSet, birdlets
 from icd.errors import RunError
 from icd.experiments import compare as comparison
 from icd.experiments.model_file import classify, load_model, save_model
@@ -32,7 +32,7 @@ def teach(
     network: str = "resnet18-32",
     data: DataSet = DataSet(),
     recipe: Recipe = Recipe(),
-    images: Literal["fit", "train"] = "fit",
+    images: Literal["train", "trainval"] = "train",
     checkpoint_seconds: float = 60.0,
     checkpoint_epochs: int = 1,
 ) -> Callable[[], None]:
@@ -44,7 +44,7 @@ def teach(
         network: one of the networks that `python -m icd networks` lists.
         data: which images.
         recipe: how it is trained.
-        images: "fit" keeps the validation images out; "train" learns from all training images.
+        images: "train" keeps the validation images out; "trainval" trains on all training images.
         checkpoint_seconds: what a killed run may lose, at most.
         checkpoint_epochs: a checkpoint is written at the end of so many epochs as well. Folders that keep
             what was replaced, as Google Drive does in its bin, are spared by 240, and 600 seconds.
@@ -61,7 +61,7 @@ def distil(
     network: str = "resnet10-16",
     data: DataSet = DataSet(),
     recipe: Recipe = Recipe(),
-    images: Literal["fit", "train"] = "fit",
+    images: Literal["train", "trainval"] = "train",
     teacher_network: str | None = None,
     checkpoint_seconds: float = 60.0,
     checkpoint_epochs: int = 1,
@@ -80,7 +80,7 @@ def distil(
         network: one of the networks that `python -m icd networks` lists.
         data: which images.
         recipe: how it is trained.
-        images: "fit" keeps the validation images out; "train" learns from all training images.
+        images: "train" keeps the validation images out; "trainval" trains on all training images.
         teacher_network: whose weights others share: a name that `python -m icd networks` lists.
         checkpoint_seconds: what a killed run may lose, at most.
         checkpoint_epochs: a checkpoint is written at the end of so many epochs as well. Folders that keep
@@ -125,7 +125,7 @@ def compare(
             f"the recipe's seed is {recipe.seed}: a comparison runs the seeds from 0, as many as --seeds says"
         )
     master, card = load_model(teacher)
-    train = load(data, "fit" if split == "validation" else "train")
+    train = load(data, "train" if split == "validation" else "trainval")
     for name in names:
         check_classes(Teacher(teacher, master, card), METHODS[name](), train.classes)
     held = load(data, split)
@@ -146,26 +146,26 @@ def compare(
 
 
 def evaluate(
-    run: str, split: Literal["validation", "test", "train"] = "test", data: Changes = Changes()
+    run: str, split: Literal["validation", "test", "train", "trainval"] = "test", root: str | None = None
 ) -> None:
-    """Measure a trained network: the share of images that it names right.
+    """Measure the accuracy of a trained network.
 
     Args:
         run: the folder of a finished run, or its model.safetensors.
         split: "validation" for choosing settings, "test" once, at the end.
-        data: which images, where they are others than the run's.
+        root: of the images, if it is not the run's: "birdlets", "cub200", "cifar100" or a folder.
     """
     model, card = load_model(run)
     try:
         own = data_of(Path(run))
     except RunError:
-        if data.root is None:
+        if root is None:
             raise
-        own = DataSet(data.root, crop=card.crop, margin=card.margin, size=card.size, resize=card.resize)
-    pixels = load(data.applied(own), split)
+        own = DataSet(root, crop=card.crop, margin=card.margin, size=card.size, resize=card.resize)
+    pixels = load(own if root is None else replace(own, root=root), split)
     if pixels.classes != card.classes:
         here, there = (f"{len(names)} ({names[0]}, ...)" for names in (pixels.classes, card.classes))
-        raise RunError(f"{run} knows other classes, {there}, than the data set has, {here}: give --data.root")
+        raise RunError(f"{run} knows other classes, {there}, than the data set has, {here}: give --root")
     share = accuracy(model, pixels)
     error = (share * (1 - share) / len(pixels)) ** 0.5
     print(f"{100 * share:.2f} % of {len(pixels)} {split} images (standard error {100 * error:.2f})")

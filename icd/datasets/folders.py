@@ -16,9 +16,12 @@ SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", "
 def class_folders(
     root: str | Path, classes: int | None = None, *, size: int = 224, resize: Resize = "squash"
 ) -> ImageList:
-    """Read `root/CLASS/photo.jpg`: each folder a class, by name; the first `classes` of them.
+    """Read `root/CLASS/photo.jpg`: the first `classes` folders, by name, each a class.
 
-    Warns of files that are left out: they are no known pictures, or lie in no class.
+    Warns of files that are skipped: unknown formats, or files outside the class folders.
+
+    Raises:
+        DataError: no such folder, no class, a class without images, or fewer classes than asked for.
     """
     root = Path(root)
     if not root.is_dir():
@@ -37,10 +40,10 @@ def class_folders(
         if not paths:
             raise DataError(f"{folder}: this class has no image ({', '.join(SUFFIXES)})")
     others = {*root.glob("[!.]*"), *(path for paths in inside for path in paths)}.difference(*found)
-    if left := sorted(path for path in others if path.is_file()):
-        first, known = left[0].relative_to(root).as_posix(), ", ".join(SUFFIXES)
-        text = f"{root}: {len(left)} files are left out, first {first}; read are {known} in a class's folder"
-        warnings.warn(text, stacklevel=1)  # at one place, so that it is said once for all splits
+    if skipped := sorted(path for path in others if path.is_file()):
+        first, known = skipped[0].relative_to(root).as_posix(), ", ".join(SUFFIXES)
+        text = f"{root}: skipped {len(skipped)} files, first {first}; read are {known} in class folders"
+        warnings.warn(text, stacklevel=1)  # at one place, so that it is shown once for all splits
     return ImageList(
         paths=tuple(path for paths in found for path in paths),
         labels=np.repeat(np.arange(len(found), dtype=np.int64), [len(paths) for paths in found]),

@@ -1,4 +1,4 @@
-"""A list of photographs: where each file lies, what it shows, how it is cut to a square."""
+"""Lists of photographs: the path and label of each, and how it is cropped to a square."""
 
 from __future__ import annotations
 
@@ -11,26 +11,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from icd.errors import DataError, did_you_mean
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 Crop = Literal["image", "box"]
 Resize = Literal["squash", "shorter"]
-MOST_PIXELS = 16_384  # a side; a larger one is a slip of the keyboard, and would fill the memory
+MOST_PIXELS = 16_384  # a side; a larger size is a typing error, and would fill the memory
 
 
 @dataclass(frozen=True, eq=False)
 class ImageList:
-    """N labelled photographs and one way of cutting each to a square of `size` pixels.
+    """N labelled photographs, and how each is cropped to a square of `size` pixels.
 
-    `photos[i]` is `(image, label)`: a uint8 tensor (3, size, size) and an int. Nothing is
-    decoded before it is asked for; `icd.pixels.load` decodes them all once.
+    `images[i]` is `(image, label)`: a uint8 tensor (3, size, size) and an int, decoded on access.
+    `icd.datasets.cache.load` decodes all of them once.
+
+    Raises:
+        DataError: labels, boxes or options that do not fit.
     """
 
     paths: tuple[Path, ...]
@@ -39,13 +44,11 @@ class ImageList:
     size: int = 224
     crop: Crop = "image"  # "box": the box, widened by `margin` of it on each side
     margin: float = 0.1
-    # "squash" distorts; "shorter" takes the middle square, and around a box a square that holds all of it.
+    # "squash" distorts; "shorter" takes the middle square, and around a box a square that holds it.
     resize: Resize = "squash"
     boxes: np.ndarray | None = None  # (N, 4) float64: left, top, width, height in the file's pixels
     box_sources: tuple[str, ...] | None = None  # where each box was read, for error messages
     sources: tuple[str, ...] | None = None  # where each path was read, likewise
-    parts: np.ndarray | None = None  # (N, P, 3) float64: x, y in the file's pixels, 1 if visible
-    part_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_crop(self.size, self.crop, self.margin, self.resize)
@@ -68,7 +71,13 @@ class ImageList:
         return (self[index] for index in range(len(self)))
 
     def read(self, index: int) -> tuple[np.ndarray, list[str]]:
-        """Decode one photograph: uint8 (size, size, 3), and what had to be mended on the way."""
+        """Decode one photograph: return uint8 (size, size, 3) and what was converted or corrected.
+
+        Raises:
+            DataError: a file that is missing or does not decode, or a box outside its image.
+        """
+        from PIL import Image, UnidentifiedImageError
+
         path = self.paths[index]
         named = f"{self.sources[index]}: {path}" if self.sources else str(path)
         try:
@@ -76,11 +85,11 @@ class ImageList:
                 image: Image.Image = file
                 notes = [] if image.mode == "RGB" else [f"colour mode {image.mode}, made RGB"]
                 if self.boxes is not None and self._sticks_out(index, *image.size):
-                    notes.append(f"box beyond its image, {'cut' if self.crop == 'box' else 'not used'}")
-                # A phone's photo may lie on its side; boxes speak of the file.
+                    notes.append(f"box beyond its image, {'clipped' if self.crop == 'box' else 'not used'}")
+                # Boxes are in the file's coordinates, before its EXIF rotation.
                 if self.crop == "image" and (turned := orientation(image)):
-                    image = image.transpose(UPRIGHT[turned])
-                    notes.append("lying on its side or mirrored, turned upright")
+                    image = image.transpose(Image.Transpose(UPRIGHT[turned]))
+                    notes.append("rotated or mirrored by EXIF, made upright")
                 region = self._region(index, *image.size)
                 square = three_channels(image).resize((self.size,) * 2, Image.Resampling.BILINEAR, region)
         except DataError:
@@ -90,10 +99,8 @@ class ImageList:
         except IsADirectoryError:
             raise DataError(f"{named}: this is a folder; name an image in it") from None
         except UnidentifiedImageError:
-            raise DataError(
-                f"{named}: the image does not decode (it is in no format that is known)"
-            ) from None
-        except Exception as broken:  # each decoder has its own: OSError, SyntaxError, struct.error, ...
+            raise DataError(f"{named}: the image does not decode (unknown format)") from None
+        except Exception as broken:  # decoders raise OSError, SyntaxError, struct.error, ...
             raise DataError(f"{named}: the image does not decode ({broken})") from broken
         return np.array(square), notes
 
@@ -107,7 +114,7 @@ class ImageList:
         if self.crop == "box":
             assert self.boxes is not None
             x, y, w, h = self.boxes[index]
-            # A box that only sticks out is cut; one whose middle is elsewhere is not this image's.
+            # A box that extends beyond its image is clipped; one centred outside is another image's.
             if not (0 <= x + w / 2 <= width and 0 <= y + h / 2 <= height):
                 source = self.box_sources[index] if self.box_sources else str(self.paths[index])
                 box = f"({x:g}, {y:g}, {w:g}, {h:g})"
@@ -124,24 +131,8 @@ class ImageList:
             right, bottom = left + side, top + side
         return left, top, right, bottom
 
-    def parts_in_square(self, index: int) -> np.ndarray:
-        """Part locations (P, 3) in pixels of the cut square; the third column is 1 if visible in it."""
-        if self.parts is None:
-            raise DataError("this data set has no part locations")
-        x, y, visible = self.parts[index].T
-        with Image.open(self.paths[index]) as image:
-            turned, (width, height) = orientation(image) if self.crop == "image" else 0, image.size
-        if turned >= 5:  # 5 to 8 swap the sides; the others mirror one or both of them
-            x, y, width, height = y, x, height, width
-        x = width - x if turned in (2, 3, 6, 7) else x
-        y = height - y if turned in (3, 4, 7, 8) else y
-        left, top, right, bottom = self._region(index, width, height)
-        x, y = (x - left) * self.size / (right - left), (y - top) * self.size / (bottom - top)
-        inside = (x >= 0) & (x <= self.size) & (y >= 0) & (y <= self.size)
-        return np.stack([x, y, visible * inside], axis=1)
-
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageList:
-        """The photographs at `indices`, in that order (or of a mask (N,)), with the same classes."""
+        """Return the photographs at `indices`, in that order (or of a mask (N,)), with the same classes."""
         where = np.arange(len(self))[list(indices)]
 
         def pick(value: Any) -> Any:  # every per-image field has N rows
@@ -149,11 +140,11 @@ class ImageList:
                 return value[where]
             return tuple(value[i] for i in where)
 
-        rows = ("paths", "labels", "boxes", "box_sources", "sources", "parts")
+        rows = ("paths", "labels", "boxes", "box_sources", "sources")
         return replace(self, **{name: pick(v) for name in rows if (v := getattr(self, name)) is not None})
 
     def folds(self, k: int, seed: int = 0) -> list[tuple[ImageList, ImageList]]:
-        """`k` pairs (fit, held out), every class spread evenly, every image held out once."""
+        """Return `k` pairs (train, held out): classes spread evenly, every image held out once."""
         if not is_whole(k):
             raise DataError(f"{k!r} folds: give a whole number")
         smallest = np.bincount(self.labels, minlength=len(self.classes))
@@ -164,21 +155,21 @@ class ImageList:
             raise DataError(f"{k} folds: choose from 2 to {smallest.min()}, the images of the smallest class")
         fold, dealt = np.empty(len(self), dtype=np.int64), 0
         for rows in _shuffled_classes(self.labels, seed):
-            fold[rows] = (dealt + np.arange(len(rows))) % k  # dealt on, so that folds are of one size
+            fold[rows] = (dealt + np.arange(len(rows))) % k  # continued, for folds of one size
             dealt += len(rows)
         return [
             (self.subset(np.flatnonzero(fold != i)), self.subset(np.flatnonzero(fold == i))) for i in range(k)
         ]
 
     def hold_out(self, share: float = 0.2, seed: int = 0) -> tuple[ImageList, ImageList]:
-        """(fit, validation): about `share` of each class, at least one image, drawn by `seed`."""
+        """Return (train, validation); `held_out` chooses the latter."""
         held = held_out(self.labels, self.classes, share, seed, self.paths)
         return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
 
     def fingerprint(self) -> str:
-        """A digest of which images these are, and how they are cut: the same wherever their folder lies.
+        """Return a digest of the images and their crop that does not depend on where the folder is.
 
-        A file counts by its name below the folder that holds all of them, and by its bytes' number.
+        A file counts by its name below the folder that holds all of them, and by its size in bytes.
         """
         digest = hashlib.sha256()
         for field in fields(self):
@@ -192,9 +183,9 @@ class ImageList:
         return digest.hexdigest()[:24]
 
     def key(self) -> str:
-        """A digest of these very files: another where one was written again, or lies elsewhere.
+        """Return a digest of these files that changes when one is modified or moved.
 
-        And of their boxes, even where the pixels do not depend on them: those beyond an image are counted.
+        It includes boxes even with crop="image", since those beyond an image are counted.
         """
         digest = hashlib.sha256(self.fingerprint().encode())
         if self.crop == "image" and self.boxes is not None:
@@ -213,9 +204,9 @@ def _stat(path: Path) -> os.stat_result:
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Inside, Pillow's warnings of damaged metadata are not shown: they name no file, and the image is there.
+    """Suppress Pillow's warnings about damaged metadata.
 
-    For the thread that decodes, or starts those that do: filters of warnings belong to all threads.
+    Warning filters are global to all threads, so enter this in the thread that starts the decoders.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -223,45 +214,45 @@ def quiet_pillow() -> Iterator[None]:
 
 
 def check_split(split: str) -> None:
-    """Raise unless a data set can have a split of that name."""
-    known = ("train", "fit", "validation", "test")
+    """Raise DataError for an unknown split."""
+    known = ("train", "validation", "trainval", "test")
     if split not in known:
         hint = did_you_mean(split, known, f"There are {', '.join(known)}")
         raise DataError(f'there is no split "{split}":{hint}')
 
 
 def is_whole(value: object) -> bool:
-    """Whether it is a whole number, Python's or NumPy's; True and 64.0 are none."""
+    """Return whether a value is an integer of Python or NumPy; True and 64.0 are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
-    """Whether it can be compared with others."""
+    """Return whether a value can be compared with numbers."""
     return isinstance(value, Real)
 
 
 def check_crop(size: int, crop: Crop, margin: float, resize: Resize) -> None:
-    """Raise for a way of cutting a photograph that means nothing."""
+    """Raise DataError for an impossible crop."""
     if not is_whole(size):
         raise DataError(f"size is {size!r}: give a whole number")
     if size < 1:
         raise DataError(f"size is {size}: an image needs at least one pixel a side")
     if size > MOST_PIXELS:
-        raise DataError(f"size is {size}: give {MOST_PIXELS} pixels a side at most")
+        raise DataError(f"size is {size}: give at most {MOST_PIXELS} pixels a side")
     if crop not in ("image", "box"):
         raise DataError(f'crop is {crop!r}: choose "image" or "box"')
     if resize not in ("squash", "shorter"):
         raise DataError(f'resize is {resize!r}: choose "squash" or "shorter"')
     if not (is_number(margin) and 0 <= margin <= 10):
-        raise DataError(f"margin is {margin!r}: give a share of the box between 0 and 10")
+        raise DataError(f"margin is {margin!r}: give a fraction of the box between 0 and 10")
 
 
 def held_out(
     labels: np.ndarray, classes: Sequence[str], share: float, seed: int, paths: Sequence[Path] | None = None
 ) -> np.ndarray:
-    """Which images to hold out, (N,) bool: about `share` of each class, at least one, drawn by `seed`."""
+    """Return which images to hold out, (N,) bool: about `share` of each class, at least one, by `seed`."""
     if not (is_number(share) and 0 < share < 1):
-        raise DataError(f"the share held out is {share!r}: give a number between 0 and 1")
+        raise DataError(f"hold_out is {share!r}: give a number between 0 and 1")
     held = np.zeros(len(labels), dtype=bool)
     for rows in _shuffled_classes(labels, seed):
         if len(rows) < 2:
@@ -274,7 +265,7 @@ def held_out(
 
 
 def _shuffled_classes(labels: np.ndarray, seed: int) -> list[np.ndarray]:
-    """The images of each class that has any, in a random order."""
+    """Return the rows of each class that has any, in a random order."""
     if not is_whole(seed):
         raise DataError(f"the seed is {seed!r}: give a whole number")
     if seed < 0:
@@ -284,41 +275,42 @@ def _shuffled_classes(labels: np.ndarray, seed: int) -> list[np.ndarray]:
 
 
 def _slide(centre: float, side: float, limit: float) -> tuple[float, float]:
-    """The interval of length `side` about `centre`, moved inside [0, limit], cut where it cannot fit."""
+    """Return the interval of length `side` about `centre`, moved or clipped to lie inside [0, limit]."""
     if side >= limit:
         return 0.0, limit
     start = min(max(centre - side / 2, 0.0), limit - side)
     return start, start + side
 
 
-UPRIGHT = {  # EXIF's orientations, and what undoes each
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# EXIF's orientations, and the transposition (PIL.Image.Transpose) that undoes each.
+UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 2 to 8, or 0 where the photograph stands upright or does not say."""
+    """Return EXIF's orientation, 2 to 8, or 0 for an upright photograph."""
+    from PIL import ExifTags
+
     try:
         if image.getexif().get(ExifTags.Base.Orientation) in UPRIGHT:
-            image.load()  # a TIFF turns itself upright here, and forgets that it was not
+            image.load()  # Pillow rotates a TIFF here, and removes its orientation
             return image.getexif().get(ExifTags.Base.Orientation, 0)
-    except (SyntaxError, ValueError, TypeError, struct.error):  # broken advice is no advice
+    except (SyntaxError, ValueError, TypeError, struct.error):
         pass
     return 0
 
 
 def three_channels(image: Image.Image) -> Image.Image:
-    """Three channels of eight bits, whatever the file holds (grey, palette, 16-bit, alpha)."""
+    """Convert any mode (grey, palette, 16-bit, alpha) to three channels of eight bits.
+
+    Raises:
+        ValueError: floating-point pixels, whose range is unknown.
+    """
+    from PIL import Image
+
     if image.mode.startswith("I"):  # 16-bit grey: `convert` would clip instead of scale
         image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
     if image.mode == "F":
-        raise ValueError("its numbers are floats, and nothing says which is white")
+        raise ValueError("its pixels are floats of unknown range")
     if "transparency" in image.info:
-        image = image.convert("RGBA")  # at once to RGB is a warning
+        image = image.convert("RGBA")  # converting to RGB directly warns
     return image.convert("RGB")

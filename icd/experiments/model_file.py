@@ -35,8 +35,8 @@ class ModelCard:
         resize: how a picture becomes a square.
         mean, std: of the pixels in [0, 1], for each channel.
         note: how it was trained.
-        whole: pixels a side to which a picture is resized before its middle is cut out; by default as many
-            as `icd.pixels.load` keeps.
+        resize_size: pixels a side to which a picture is resized before the centre crop; default as
+            `icd.datasets.cache.load` stores.
         crop: "box" where it learned from birds that were cut out by their boxes, else "image".
         margin: how much of a box was added on each side.
 
@@ -50,13 +50,13 @@ class ModelCard:
     mean: Channels = MEAN
     std: Channels = STD
     note: str = ""
-    whole: int | None = None
+    resize_size: int | None = None
     crop: Crop = "image"  # older files do not say
     margin: float = 0.1
 
     def __post_init__(self) -> None:
-        names, whole = self.classes, self.size if self.whole is None else self.whole
-        sizes = isinstance(self.size, int) and isinstance(whole, int)
+        names, resized = self.classes, self.size if self.resize_size is None else self.resize_size
+        sizes = isinstance(self.size, int) and isinstance(resized, int)
         fits = {
             "network": isinstance(self.network, str),
             "classes": isinstance(names, tuple) and len(names) > 0 and all(isinstance(n, str) for n in names),
@@ -65,7 +65,7 @@ class ModelCard:
             "mean": len(self.mean) == 3 and all(map(math.isfinite, self.mean)),
             "std": len(self.std) == 3 and all(0 < spread < math.inf for spread in self.std),
             "note": isinstance(self.note, str),
-            "whole": sizes and self.size <= whole <= MOST_PIXELS,
+            "resize_size": sizes and self.size <= resized <= MOST_PIXELS,
             "crop": self.crop in ("image", "box"),
             "margin": isinstance(self.margin, int | float) and 0 <= self.margin <= 10,
         }
@@ -138,7 +138,7 @@ def picture(path: str | Path, card: ModelCard, box: Sequence[float] | None = Non
     Raises:
         DataError: the file is not there or does not decode, or a box that is none, or outside.
     """
-    path, whole = Path(path), card.whole or stored_size(card.size)
+    path, whole = Path(path), card.resize_size or stored_size(card.size)
     photo = ImageList(
         (path,),
         labels=np.zeros(1, dtype=np.int64),
@@ -153,7 +153,7 @@ def picture(path: str | Path, card: ModelCard, box: Sequence[float] | None = Non
             lying, turned = _in_file(path, box)
             square, _ = replace(photo, crop="box", boxes=np.array([lying], dtype=np.float64)).read(0)
             if turned:
-                square = np.array(Image.fromarray(square).transpose(UPRIGHT[turned]))
+                square = np.array(Image.fromarray(square).transpose(Image.Transpose(UPRIGHT[turned])))
     edge = (whole - card.size) // 2
     middle = square[edge : edge + card.size, edge : edge + card.size]
     return normalise(torch.from_numpy(middle).permute(2, 0, 1)[None], mean=card.mean, std=card.std)

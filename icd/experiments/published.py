@@ -97,7 +97,7 @@ class PublishedRun:
             **(taught if self.teacher else {}),
             "folder": f"runs/{self.name}",
             "network": self.network,
-            "images": "train",
+            "images": "trainval",
             "data": {"root": self.data, "size": self.size},
             "recipe": {name: value for name, value in asdict(self.recipe).items() if name != "seed"},
         }

@@ -41,7 +41,7 @@ def prepare(
     objective: Objective,
     data: DataSet,
     recipe: Recipe,
-    images: Literal["fit", "train"],
+    images: Literal["train", "trainval"],
     teacher: Teacher | None,
     note: str,
     often: tuple[float, int],
@@ -53,7 +53,7 @@ def prepare(
     seconds, epochs = often
     check_intervals(seconds, epochs)
     place = Path(folder)
-    pixels, validation = load(data, images), load(data, "validation") if images == "fit" else None
+    pixels, validation = load(data, images), load(data, "validation") if images == "train" else None
     if teacher is not None:
         check_classes(teacher, objective, pixels.classes)
     torch.manual_seed(recipe.seed)
@@ -66,7 +66,7 @@ def prepare(
         pixels.mean,
         pixels.std,
         note,
-        whole=pixels.whole,
+        resize_size=pixels.resize_size,
         crop=data.crop,
         margin=data.margin,
     )
@@ -110,7 +110,7 @@ def load_teacher(path: str, name: str | None, data: DataSet) -> Teacher:
         return Teacher(path, *load_model(path))
     if name is None:
         raise RunError(f"{path} does not say which network its weights are of: give --teacher_network")
-    classes = len(data.pixels("test").classes)
+    classes = len(data.load("test").classes)
     return Teacher(path, load_published(name, path, classes, data.size), None)
 
 
@@ -140,10 +140,10 @@ def read_box(text: str) -> tuple[float, ...]:
     return values
 
 
-def load(data: DataSet, split: Literal["train", "fit", "validation", "test"]) -> CachedImages:
-    """The images of a split; says what had to be mended in them."""
-    pixels = data.pixels(split)
-    for what, count in pixels.mended.items():
+def load(data: DataSet, split: Literal["train", "validation", "trainval", "test"]) -> CachedImages:
+    """The images of a split; says what had to be repairs in them."""
+    pixels = data.load(split)
+    for what, count in pixels.repairs.items():
         print(f"{split}: {count} images, {what}")
     return pixels
 
@@ -151,12 +151,12 @@ def load(data: DataSet, split: Literal["train", "fit", "validation", "test"]) ->
 def data_of(run: Path) -> DataSet:
     """Which images a run used, by the `config.yaml` beside it, or RunError."""
     path = (run if run.is_dir() else run.parent) / "config.yaml"
-    settings = read_settings(path, advice="give --data.root")
+    settings = read_settings(path, advice="give --root")
     try:
         return DataSet(**settings["data"])
     except (LookupError, TypeError, DataError) as error:
         reason = f" ({error})" if isinstance(error, DataError) else ""
-        raise RunError(f"{path} does not say which images the run used{reason}: give --data.root") from error
+        raise RunError(f"{path} does not say which images the run used{reason}: give --root") from error
 
 
 def read_settings(path: Path, advice: str) -> dict[str, Any]:

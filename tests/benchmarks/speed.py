@@ -193,7 +193,7 @@ class Decoded(torch.utils.data.Dataset):
 def photographs(below: str, workspace: Path) -> ImageList:
     """The training images of a folder, else 640 Birdlets of 256 pixels, saved as JPEG."""
     if below:
-        return DataSet(below, size=224).photos("train")
+        return DataSet(below, size=224).image_list("trainval")
     root = workspace / "birdlets"
     if not (root / "jpeg").exists():
         birdlets.draw(root / "png", species=10, families=5, train=64, test=0, size=256, progress=False)

@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from PIL import Image
 
 from icd.cli.commands import COMMANDS
 from icd.cli.main import _spell_out, main
-from icd.datasets import Changes, DataSet
+from icd.datasets import DataSet
 from icd.datasets.birds import CUB200
 from icd.experiments.model_file import ModelCard, classify, load_model, picture
 from icd.files import data_path
@@ -187,7 +187,7 @@ def test_ctrl_c_is_answered_plainly(birds, tmp_path, monkeypatch, capsys):
     for place, words, said in (
         ("icd.datasets.birdlets.dataset._write", ["draw", str(tmp_path / "drawn")], "stopped"),
         (
-            "icd.experiments.run.DataSet.pixels",
+            "icd.experiments.run.DataSet.load",
             teach,
             "stopped before its first checkpoint; the same command starts again",
         ),
@@ -222,8 +222,8 @@ def test_evaluate_uses_the_runs_own_images_and_predict_names_any_picture(runs, b
 
 def test_what_is_given_beside_a_run_changes_that_alone(boxed, tmp_path, monkeypatch, capsys):
     seen = []
-    pixels = DataSet.pixels
-    monkeypatch.setattr(DataSet, "pixels", lambda data, split: (seen.append(data), pixels(data, split))[1])
+    load = DataSet.load
+    monkeypatch.setattr(DataSet, "load", lambda data, split: (seen.append(data), load(data, split))[1])
 
     def evaluated(*arguments):
         capsys.readouterr()
@@ -233,15 +233,12 @@ def test_what_is_given_beside_a_run_changes_that_alone(boxed, tmp_path, monkeypa
     own = evaluated(boxed / "run", "--split", "validation")
     assert "of 9 validation images" in own
     moved = shutil.copytree(boxed / "drawn", tmp_path / "moved")
-    assert evaluated(boxed / "run", "--split", "validation", "--data.root", moved) == own
+    assert evaluated(boxed / "run", "--split", "validation", "--root", moved) == own
     assert seen[1] == replace(seen[0], root=str(moved))
-    evaluated(boxed / "run", "--data.margin", "0", "--data.classes", "3")
-    assert seen[2] == replace(seen[0], margin=0.0, classes=3)
     test = evaluated(boxed / "run")
     assert main(["pack", str(boxed / "run"), str(tmp_path / "alone" / "small.safetensors")]) == 0
-    assert evaluated(tmp_path / "alone" / "small.safetensors", "--data.root", moved)[:20] == test[:20]
+    assert evaluated(tmp_path / "alone" / "small.safetensors", "--root", moved)[:20] == test[:20]
     assert seen[-1] == DataSet(str(moved), crop="box", margin=0.3, size=32, resize="shorter")
-    assert [f.name for f in fields(Changes)] == [f.name for f in fields(DataSet)]
 
 
 def test_a_box_is_cut_as_boxes_were_in_training(boxed, tmp_path, capsys):
@@ -251,7 +248,7 @@ def test_a_box_is_cut_as_boxes_were_in_training(boxed, tmp_path, capsys):
     assert (card.crop, card.margin) == ("box", 0.3)
     assert load_model(data_path("teachers/birdlets.safetensors"))[1].crop == "image"  # it does not say
     data = DataSet(str(boxed / "drawn"), crop="box", margin=0.3, resize="shorter", size=32)
-    images, _ = next(data.pixels("test").batches(1))
+    images, _ = next(data.load("test").batches(1))
     assert torch.equal(picture(first, card, box), images)
     assert main(["predict", str(run), str(first), "--top", "1"]) == 0
     note, _ = capsys.readouterr().out.splitlines()

@@ -19,6 +19,7 @@ from PIL import Image
 
 from icd import birdlets
 from icd.datasets.birdlets.canvas import PARTS, THROWS
+from icd.datasets.birdlets.dataset import PALETTE
 from icd.datasets.birdlets.plumage import FAMILIES, FORMS, MOST_PER_FAMILY, relatives, species_table
 from icd.datasets.birdlets.scenes import render
 
@@ -125,7 +126,7 @@ def test_masks_are_pictures_in_a_palette_and_are_found_by_any_path_of_their_imag
     path = paths(small)[7]
     with Image.open(small / "segmentations" / path.parent.name / path.name) as image:
         assert image.mode == "P"
-        assert len(set(birdlets.PALETTE)) == len(birdlets.PALETTE) == len(PARTS)
+        assert len(set(PALETTE)) == len(PALETTE) == len(PARTS)
     relative = birdlets.masks(small, [path.relative_to(small / "images")])
     np.testing.assert_array_equal(relative, birdlets.masks(small, [str(path)]))
     assert birdlets.masks(small, []).shape[0] == 0
@@ -215,7 +216,7 @@ def test_a_failed_draw_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     def fail(*_):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(birdlets, "_write_attributes", fail)
+    monkeypatch.setattr("icd.datasets.birdlets.dataset._write_attributes", fail)
     with pytest.raises(OSError, match="disk is full"):
         birdlets.draw(tmp_path / "birds", **SMALL)
     assert list(tmp_path.iterdir()) == []

@@ -8,8 +8,6 @@ import re
 import socket
 import tarfile
 import threading
-import time
-import warnings
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -63,9 +61,6 @@ def test_the_official_splits(root):
     assert both.boxes.tolist()[3] == [5.5, 2, 20, 10]
     assert both.box_sources is not None
     assert both.box_sources[3] == f"{root / 'CUB_200_2011' / 'bounding_boxes.txt'}:4"
-    assert both.part_names == ("beak", "left eye")
-    assert both.parts is not None
-    assert both.parts.tolist()[3] == [[10.5, 1, 1], [10.5, 2, 0]]
 
 
 def test_the_folder_or_its_parent_and_the_cut(root):
@@ -82,10 +77,7 @@ def test_the_folder_or_its_parent_and_the_cut(root):
     [
         (1, ["001.Wren"], [0]),
         (2, ["001.Wren", "002.Snowy_Owl"], [0, 1]),
-        ("Snowy_Owl", ["002.Snowy_Owl"], [0]),
-        (["002.Snowy_Owl", "Wren"], ["002.Snowy_Owl", "001.Wren"], [1, 0]),
-        ([1], ["002.Snowy_Owl"], [0]),
-        (np.array([1, 0]), ["002.Snowy_Owl", "001.Wren"], [1, 0]),
+        (np.int64(1), ["001.Wren"], [0]),
     ],
 )
 def test_some_of_the_classes(root, classes, names, labels):
@@ -102,20 +94,10 @@ def test_some_of_the_classes(root, classes, names, labels):
         ({"split": "val"}, """split is 'val': choose "train", "test" or "all\""""),
         ({"classes": 3}, "classes is 3: {}/classes.txt has 2"),
         ({"classes": 0}, "classes is 0: {}/classes.txt has 2"),
-        ({"classes": []}, "classes is empty: give at least one"),
-        ({"classes": [2]}, "class 2: {}/classes.txt has 2, counted from 0"),
-        ({"classes": [-1]}, "class -1: {}/classes.txt has 2, counted from 0"),
-        ({"classes": [0, "Wren"]}, "classes names 001.Wren twice"),
-        ({"classes": ["Wern"]}, "class Wern: not in {}/classes.txt; the nearest is Wren"),
-        ({"classes": ["snowy owl"]}, "class snowy owl: not in {}/classes.txt; the nearest is Snowy_Owl"),
-        (
-            {"classes": ["001.Snowy_Owl"]},
-            "class 001.Snowy_Owl: not in {}/classes.txt; the nearest is 002.Snowy_Owl",
-        ),
-        ({"classes": True}, "classes is True: give how many, or a list of names or numbers"),
-        ({"classes": 2.0}, "classes is 2.0: give how many, or a list of names or numbers"),
-        ({"classes": [1.5]}, "class 1.5: give a name, or a whole number, counted from 0"),
-        ({"classes": [True]}, "class True: give a name, or a whole number, counted from 0"),
+        ({"classes": [0]}, "classes is [0]: give how many, {}/classes.txt has 2"),
+        ({"classes": "Wren"}, "classes is 'Wren': give how many, {}/classes.txt has 2"),
+        ({"classes": True}, "classes is True: give how many, {}/classes.txt has 2"),
+        ({"classes": 2.0}, "classes is 2.0: give how many, {}/classes.txt has 2"),
         ({"size": 64.0}, "size is 64.0: give a whole number"),
         ({"size": 0}, "size is 0: an image needs at least one pixel a side"),
         ({"crop": "bird"}, """crop is 'bird': choose "image" or "box\""""),
@@ -137,8 +119,7 @@ def test_order_gaps_line_ends_blank_lines_and_marks_do_not_matter(root):
     other = CUB200(root, "all")
     assert other.paths == plain.paths
     assert other.classes == plain.classes
-    assert other.part_names == plain.part_names
-    for name in ("labels", "boxes", "parts"):
+    for name in ("labels", "boxes"):
         np.testing.assert_array_equal(getattr(other, name), getattr(plain, name))
     assert other.box_sources is not None
     assert [int(source.rsplit(":")[-1]) for source in other.box_sources] == [5, 4, 2, 1]
@@ -158,10 +139,10 @@ def test_a_box_outside_its_image_names_its_line(root):
 
 def test_boxes_beyond_their_images_are_counted_though_nothing_is_cut_to_them(root):
     plain = load(CUB200(root, "train", size=16), folder=root / "store", progress=False)
-    assert plain.mended == {}
+    assert plain.repairs == {}
     change(root, "bounding_boxes.txt", "3 3.0 2.0 20.0 10.0", "3 9999 9999 10 10")
     wrong = load(CUB200(root, "train", size=16), folder=root / "store", progress=False)
-    assert wrong.mended == {"box beyond its image, not used": 1}
+    assert wrong.repairs == {"box beyond its image, not used": 1}
     assert wrong.fingerprint == plain.fingerprint
     assert torch.equal(wrong.images, plain.images)
 
@@ -171,7 +152,7 @@ def test_images_that_no_row_names_are_counted_once(root):
     for name in ("001.Wren/z.png", "001.Wren/y.JPG", "001.Wren/._a.jpg", "001.Wren/Thumbs.db"):
         (images / name).write_bytes(b"")
     with pytest.warns(UserWarning, match="have no row") as caught:
-        photos = CUB200(root, "train", classes=["Snowy_Owl"])
+        photos = CUB200(root, "train", classes=1)
     assert len(photos) == 1
     table = root / "CUB_200_2011" / "images.txt"
     assert [str(w.message) for w in caught] == [
@@ -182,25 +163,25 @@ def test_images_that_no_row_names_are_counted_once(root):
 
 def test_images_in_the_folder_of_another_class_are_counted_and_the_label_holds(root):
     change(root, "image_class_labels.txt", "2 1", "2 2")
-    with pytest.warns(UserWarning, match="another class") as caught:
+    with pytest.warns(UserWarning, match="not their label") as caught:
         photos = CUB200(root, "all")
     assert photos.labels.tolist() == [0, 1, 1, 1]
     table = root / "CUB_200_2011" / "images.txt"
     expected = (
-        f"{table}:2: 1 images lie in the folder of another class than their label's, first 001.Wren/b.jpg"
+        f"{table}:2: 1 images are in the folder of a class that is not their label, first 001.Wren/b.jpg"
     )
     assert [str(w.message) for w in caught] == [f"{expected}, labelled 002.Snowy_Owl"]
 
 
 def test_only_the_images_asked_for_need_to_be_there(root):
-    (root / "CUB_200_2011/images/001.Wren/b.jpg").unlink()
+    (root / "CUB_200_2011/images/002.Snowy_Owl/d.jpg").unlink()
     assert len(CUB200(root, "train")) == 2
-    assert len(CUB200(root, "all", classes=["Snowy_Owl"])) == 2
+    assert len(CUB200(root, "all", classes=1)) == 2
     with pytest.raises(DataError) as error:
         CUB200(root, "all")
     folder = root / "CUB_200_2011"
-    missing = folder / "images/001.Wren/b.jpg"
-    assert str(error.value) == f"{folder}/images.txt:2: {missing} is missing (1 of 4 images are missing)"
+    missing = folder / "images/002.Snowy_Owl/d.jpg"
+    assert str(error.value) == f"{folder}/images.txt:4: {missing} is missing (1 of 4 images are missing)"
 
 
 def test_an_image_that_does_not_decode_is_named_with_its_line(root):
@@ -210,7 +191,7 @@ def test_an_image_that_does_not_decode_is_named_with_its_line(root):
     with pytest.raises(DataError) as error:
         load(fit, folder=root / "store", progress=False)
     place = f"{folder}/images.txt:3: {folder}/images/002.Snowy_Owl/c.jpg"
-    assert str(error.value) == f"{place}: the image does not decode (it is in no format that is known)"
+    assert str(error.value) == f"{place}: the image does not decode (unknown format)"
     whole = (folder / "images/001.Wren/a.jpg").read_bytes()
     (folder / "images/002.Snowy_Owl/c.jpg").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=rf"^{re.escape(place)}: the image does not decode \("):
@@ -232,8 +213,6 @@ BROKEN = [  # table, text to find (None: the whole file), text to put (None: no 
     ("image_class_labels.txt", None, None, "image_class_labels.txt: this table is missing"),
     ("train_test_split.txt", None, None, "train_test_split.txt: this table is missing"),
     ("bounding_boxes.txt", None, None, "bounding_boxes.txt: this table is missing"),
-    ("parts/parts.txt", None, None, "parts/parts.txt: this table is missing"),
-    ("parts/part_locs.txt", None, None, "parts/part_locs.txt: this table is missing"),
     ("images.txt", None, "", "images.txt: this table is empty"),
     ("bounding_boxes.txt", None, " \r\n\n", "bounding_boxes.txt: this table is empty"),
     ("images.txt", "a.jpg", "a\udcff.jpg", "images.txt:1: byte 0xff is not UTF-8 text"),
@@ -258,13 +237,6 @@ BROKEN = [  # table, text to find (None: the whole file), text to put (None: no 
         "5.5 2.0 20.0",
         "bounding_boxes.txt:4: 4 fields, expected 5 (image id, left, top, width, height)",
     ),
-    (
-        "parts/part_locs.txt",
-        "1 1 2.5 1.0 1",
-        "1 1 2.5 1.0 1 7",
-        "parts/part_locs.txt:1: 6 fields, expected 5 (image id, part id, x, y, visible flag)",
-    ),
-    ("parts/parts.txt", "1 beak", "1", "parts/parts.txt:1: 1 fields, expected 2 (part id, part)"),
     ("images.txt", "3 002", "three 002", "images.txt:3: the image id is 'three', not a number"),
     ("images.txt", "3 002", "3.5 002", "images.txt:3: the image id is 3.5, not a whole number"),
     ("images.txt", "3 002", "nan 002", "images.txt:3: the image id is nan, not a whole number"),
@@ -300,12 +272,6 @@ BROKEN = [  # table, text to find (None: the whole file), text to put (None: no 
         "5 0\n5 0\n",
         "train_test_split.txt:5: image id 5 is already on line 4",
     ),
-    (
-        "parts/part_locs.txt",
-        "2 2 4.5",
-        "2 1 4.5",
-        "parts/part_locs.txt:4: image id 2, part id 1 is already on line 3",
-    ),
     ("image_class_labels.txt", "3 2\n", "", "images.txt:3: image id 3 has no row in image_class_labels.txt"),
     ("train_test_split.txt", "5 0\n", "", "images.txt:4: image id 5 has no row in train_test_split.txt"),
     (
@@ -321,14 +287,6 @@ BROKEN = [  # table, text to find (None: the whole file), text to put (None: no 
         "",
         "image_class_labels.txt:3: image id 3 is not in images.txt",
     ),
-    (
-        "parts/part_locs.txt",
-        "3 2 6.5 2.0 0\n",
-        "",
-        "images.txt:3: image id 3 has no row for part id 2 in part_locs.txt",
-    ),
-    ("parts/part_locs.txt", "1 2 2.5", "1 3 2.5", "parts/part_locs.txt:2: part id 3 is not in parts.txt"),
-    ("parts/part_locs.txt", "1 2 2.5", "9 2 2.5", "parts/part_locs.txt:2: image id 9 is not in images.txt"),
     (
         "train_test_split.txt",
         "3 1",
@@ -368,41 +326,34 @@ BROKEN = [  # table, text to find (None: the whole file), text to put (None: no 
     ),
     ("bounding_boxes.txt", "2 2.0", "2 2,0", "bounding_boxes.txt:2: the left is '2,0', not a number"),
     (
-        "parts/part_locs.txt",
-        "1 2 2.5 2.0 0",
-        "1 2 2.5 2.0 2",
-        "parts/part_locs.txt:2: the visible flag is 2: 1 is visible, 0 is not",
-    ),
-    (
-        "parts/part_locs.txt",
-        "1 2 2.5 2.0 0",
-        "1 2 2.5 nan 0",
-        "parts/part_locs.txt:2: the part's place (2.5, nan) is not finite",
-    ),
-    (
         "images.txt",
         "001.Wren/b.jpg",
         "../b.jpg",
-        "images.txt:2: the path ../b.jpg leaves the folder of images",
+        "images.txt:2: the path ../b.jpg leads out of the folder of images",
     ),
     (
         "images.txt",
         "001.Wren/b.jpg",
         "x/../../b",
-        "images.txt:2: the path x/../../b leaves the folder of images",
+        "images.txt:2: the path x/../../b leads out of the folder of images",
     ),
-    ("images.txt", "001.Wren/b.jpg", "/b.jpg", "images.txt:2: the path /b.jpg leaves the folder of images"),
+    (
+        "images.txt",
+        "001.Wren/b.jpg",
+        "/b.jpg",
+        "images.txt:2: the path /b.jpg leads out of the folder of images",
+    ),
     (
         "images.txt",
         "001.Wren/b.jpg",
         "..\\b.jpg",
-        "images.txt:2: the path ..\\b.jpg leaves the folder of images",
+        "images.txt:2: the path ..\\b.jpg leads out of the folder of images",
     ),
     (
         "images.txt",
         "001.Wren/b.jpg",
         "C:\\b.jpg",
-        "images.txt:2: the path C:\\b.jpg leaves the folder of images",
+        "images.txt:2: the path C:\\b.jpg leads out of the folder of images",
     ),
     ("images.txt", "b.jpg", "b\0.jpg", "images.txt:2: the path holds a control character"),
     (
@@ -448,7 +399,7 @@ def test_lines_are_counted_as_an_editor_does(root):
 
 
 def test_folders_that_hold_no_data_set(tmp_path):
-    with pytest.raises(DataError, match=r"none: there is no such folder; icd\.birds\.download fetches"):
+    with pytest.raises(DataError, match=r"none: there is no such folder; icd\.birds\.download downloads"):
         CUB200(tmp_path / "none", "train")
     with pytest.raises(DataError, match=r"neither images\.txt nor CUB_200_2011/images\.txt is here"):
         CUB200(tmp_path, "train")
@@ -474,14 +425,6 @@ def test_a_split_or_a_class_without_images(root):
     assert str(error.value) == f"{folder}/train_test_split.txt: no image is in the test split"
 
 
-def test_two_species_of_one_name_need_their_numbers(root):
-    change(root, "classes.txt", "001.Wren", "001.Snowy_Owl")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(DataError, match=r"has several, write 001\.Snowy_Owl or 002\.Snowy_Owl"):
-            CUB200(root, "all", classes=["Snowy_Owl"])
-
-
 # --- the real files
 
 
@@ -493,17 +436,12 @@ def real(name: str) -> Path:
 
 def test_the_real_tables():
     folder = real("cub-200-metadata")
-    start = time.perf_counter()
     tables = read_tables(folder)
-    print(f"{len(tables.paths)} rows read in {time.perf_counter() - start:.2f} s")
     assert len(tables.paths) == 11_788
     assert len(tables.classes) == 200
     assert (int(tables.train.sum()), int((~tables.train).sum())) == (5_994, 5_794)
-    assert tables.parts.shape == (11_788, 15, 3)
-    assert tables.part_names[6] == "left eye"
     assert np.bincount(tables.labels).min() >= 41
     assert tables.boxes[0].tolist() == [60, 27, 325, 304]
-    assert tables.parts[0, 1].tolist() == [312, 182, 1]
     assert tables.lines.tolist() == list(range(1, 11_789))
 
 
@@ -512,17 +450,11 @@ def test_the_real_photographs():
     train, test = CUB200(folder, "train", size=32), CUB200(folder, "test", size=32)
     assert (len(train), len(test)) == (1_500, 1_389)
     assert len(train.classes) == 50
-    boxed = CUB200(folder, "all", classes=["Laysan_Albatross", 0], crop="box", size=32)
+    boxed = CUB200(folder, "all", classes=2, crop="box", size=32)
     assert len(boxed) == 120
-    assert boxed.classes == ("002.Laysan_Albatross", "001.Black_footed_Albatross")
+    assert boxed.classes == ("001.Black_footed_Albatross", "002.Laysan_Albatross")
     for index in range(0, len(boxed), 7):
-        pixels, _ = boxed.read(index)
-        located = boxed.parts_in_square(index)
-        assert pixels.shape == (32, 32, 3)
-        assert boxed.parts is not None
-        # Annotators' part marks lie on the bird, so nearly all of them lie in the square about its box.
-        visible = boxed.parts[index, :, 2] == 1
-        assert located[visible, 2].mean() > 0.8
+        assert boxed.read(index)[0].shape == (32, 32, 3)
     fit, held = train.hold_out(0.2, seed=0)
     assert (len(fit), len(held)) == (1_200, 300)
     assert (np.bincount(held.labels) == 6).all()
@@ -605,29 +537,22 @@ def test_download_is_whole_and_done_once(server, tmp_path, capsys):
     assert "CUB_200_2011.tgz" in capsys.readouterr().err  # the progress bar
     assert left(root) == ["CUB_200_2011", "CUB_200_2011.tgz"]
     assert len(read_tables(root).paths) == 4
+    asked = len(server.asked)
     assert download(root, progress=False) == root / "CUB_200_2011"
-    assert server.asked == [None]
+    assert len(server.asked) == asked > 0
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("ranges", [True, False])
-def test_a_download_cut_off_goes_on(server, tmp_path, ranges):
+def test_a_download_that_breaks_off_starts_again(server, tmp_path):
     root = tmp_path / "data"
-    server.stop_at, server.ranges = 50_000, ranges
-    with pytest.raises(
-        DataError, match=r"the connection broke off at 50,000 of [\d,]+ bytes\); call this again"
-    ):
+    server.stop_at = 50_000
+    with pytest.raises(DataError, match=r"could not be downloaded|its md5 is"):
         download(root, progress=False)
-    assert left(root) == ["CUB_200_2011.tgz.part"]
+    assert "CUB_200_2011" not in left(root)
+    assert "CUB_200_2011.tgz" not in left(root)
     server.stop_at = None
     assert download(root, progress=False).is_dir()
-    assert server.asked == [None, "bytes=50000-"]
     assert left(root) == ["CUB_200_2011", "CUB_200_2011.tgz"]
-
-
-def test_a_part_that_is_whole_already(server, tmp_path):
-    (tmp_path / "CUB_200_2011.tgz.part").write_bytes(server.content)
-    assert download(tmp_path, progress=False).is_dir()
 
 
 def test_a_download_of_another_file_is_refused_and_forgotten(server, tmp_path):
@@ -648,8 +573,8 @@ def test_without_a_network_it_says_what_to_do(server, tmp_path, monkeypatch):
     with pytest.raises(DataError) as error:
         download(root, progress=False)
     assert re.fullmatch(
-        rf"{re.escape(address)} could not be fetched \(.*refused.*\); call this again, or fetch it "
-        rf"with a browser, save it as {re.escape(str(root / 'CUB_200_2011.tgz'))}, and then call this again",
+        rf"{re.escape(address)} could not be downloaded \(.*refused.*\). Try again, or download it "
+        rf"with a browser, save it as {re.escape(str(root / 'CUB_200_2011.tgz'))}, and try again",
         str(error.value),
     )
     (root / "CUB_200_2011.tgz").write_bytes(server.content)  # what the sentence says

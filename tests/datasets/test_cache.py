@@ -30,11 +30,11 @@ def photos(tmp_path):
 def test_images_are_decoded_once_and_mapped(photos, tmp_path, monkeypatch):
     first = load(photos, folder=tmp_path / "store", progress=False)
     assert first.images.shape == (13, 32, 32, 3)
-    assert first.mended == {"colour mode L, made RGB": 1}
+    assert first.repairs == {"colour mode L, made RGB": 1}
     monkeypatch.setattr(type(photos), "read", None)  # a second decoding would fail
     again = load(photos, folder=tmp_path / "store", progress=False)
     assert torch.equal(first.images, again.images)
-    assert again.mended == first.mended
+    assert again.repairs == first.repairs
     assert again.labels.tolist() == photos.labels.tolist()
 
 
@@ -45,8 +45,8 @@ def test_a_store_with_damaged_notes_is_made_again(photos, tmp_path, damage):
     notes.write_text("[" * 100_000 if damage == "deep" else damage, errors="surrogateescape")
     again = load(photos, folder=tmp_path / "store", progress=False)
     assert torch.equal(first.images, again.images)
-    assert again.mended == first.mended
-    assert json.loads(notes.read_bytes()) == first.mended
+    assert again.repairs == first.repairs
+    assert json.loads(notes.read_bytes()) == first.repairs
 
 
 def test_the_store_is_keyed_by_what_decides_its_content(photos, tmp_path):

@@ -70,7 +70,7 @@ def test_a_palette_with_transparency_decodes_without_a_warning(tmp_path):
 
 def test_floats_are_refused(tmp_path):
     Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(DataError, match=r"a\.tif: the image does not decode \(its numbers are floats"):
+    with pytest.raises(DataError, match=r"a\.tif: the image does not decode \(its pixels are floats"):
         one(tmp_path / "a.tif").read(0)
 
 
@@ -88,7 +88,7 @@ def test_images_that_do_not_decode_are_named(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["jpg", "png", "tif"])
-def test_every_exif_orientation_stands_upright_and_parts_follow(tmp_path, orientation, kind):
+def test_every_exif_orientation_is_made_upright(tmp_path, orientation, kind):
     upright = np.zeros((60, 80, 3), dtype=np.uint8)
     upright[8:12, 18:22] = 255  # a white dot at (20, 10)
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the transposition that lays it on its side
@@ -98,16 +98,12 @@ def test_every_exif_orientation_stands_upright_and_parts_follow(tmp_path, orient
     exif = Image.Exif()
     exif[0x0112] = orientation
     image.save(tmp_path / f"a.{kind}", exif=exif, **({"quality": 95} if kind == "jpg" else {}))
-    bright = np.argwhere(np.asarray(image)[:, :, 0] > 128)
-    y, x = bright.mean(axis=0) + 0.5  # where the dot lies in the file
-    photos = one(tmp_path / f"a.{kind}", size=80, parts=np.array([[[x, y, 1.0], [0, 0, 0]]]))
+    photos = one(tmp_path / f"a.{kind}", size=80)
     pixels, notes = photos.read(0)
     assert abs(pixels.astype(int) - np.asarray(Image.fromarray(upright).resize((80, 80), 2))).max() < 40
     if kind == "tif":  # Pillow turns TIFFs itself, and their annotators saw what Pillow shows
         return
     assert len(notes) == (orientation > 1)
-    np.testing.assert_allclose(photos.parts_in_square(0)[0], [20, 10 * 80 / 60, 1], atol=0.5)
-    assert photos.parts_in_square(0)[1, 2] == 0
 
 
 def test_a_photograph_is_a_tensor_and_a_label(tmp_path):
@@ -127,11 +123,11 @@ def test_a_photograph_is_a_tensor_and_a_label(tmp_path):
         ({"size": 64.0}, "size is 64.0: give a whole number"),
         ({"size": "64"}, "size is '64': give a whole number"),
         ({"size": True}, "size is True: give a whole number"),
-        ({"margin": "0.1"}, "margin is '0.1': give a share of the box between 0 and 10"),
+        ({"margin": "0.1"}, "margin is '0.1': give a fraction of the box between 0 and 10"),
         ({"crop": "middle"}, 'crop is \'middle\': choose "image" or "box"'),
         ({"resize": "longer"}, 'resize is \'longer\': choose "squash" or "shorter"'),
-        ({"margin": -1.0}, "margin is -1.0: give a share of the box between 0 and 10"),
-        ({"margin": float("nan")}, "margin is nan: give a share of the box between 0 and 10"),
+        ({"margin": -1.0}, "margin is -1.0: give a fraction of the box between 0 and 10"),
+        ({"margin": float("nan")}, "margin is nan: give a fraction of the box between 0 and 10"),
         ({"crop": "box"}, 'crop="box" needs boxes, and this data set has none: use crop="image"'),
     ],
 )
@@ -195,22 +191,22 @@ def test_a_box_square_shows_what_the_box_holds(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("box", "crop", "mended"),
+    ("box", "crop", "repairs"),
     [
         ((0, 0, 40, 30), "box", []),
-        ((-1, 0, 40, 30), "box", ["box beyond its image, cut"]),
-        ((30, 20, 15, 15), "box", ["box beyond its image, cut"]),
+        ((-1, 0, 40, 30), "box", ["box beyond its image, clipped"]),
+        ((30, 20, 15, 15), "box", ["box beyond its image, clipped"]),
         ((0, 0, 40, 30), "image", []),
         ((30, 20, 15, 15), "image", ["box beyond its image, not used"]),
         ((9999, 9999, 10, 10), "image", ["box beyond its image, not used"]),
         ((1, 1, np.nan, 2), "image", ["box beyond its image, not used"]),
     ],
 )
-def test_a_box_that_sticks_out_is_counted_whatever_the_crop(tmp_path, box, crop, mended):
+def test_a_box_that_sticks_out_is_counted_whatever_the_crop(tmp_path, box, crop, repairs):
     Image.fromarray(RGB).save(tmp_path / "a.png")
     photos = one(tmp_path / "a.png", crop=crop, boxes=np.array([box], dtype=float))
     pixels, notes = photos.read(0)
-    assert notes == mended
+    assert notes == repairs
     if crop == "image":
         assert (pixels == replace(photos, boxes=None).read(0)[0]).all()
 
@@ -220,7 +216,7 @@ def test_a_box_of_a_picture_on_its_side_speaks_of_the_file(tmp_path):
     exif[0x0112] = 6
     Image.fromarray(RGB).save(tmp_path / "a.jpg", exif=exif)
     photos = one(tmp_path / "a.jpg", boxes=np.array([[0.0, 0, 40, 30]]))
-    assert photos.read(0)[1] == ["lying on its side or mirrored, turned upright"]
+    assert photos.read(0)[1] == ["rotated or mirrored by EXIF, made upright"]
 
 
 def test_a_box_elsewhere_names_its_line(tmp_path):
@@ -237,29 +233,6 @@ def test_a_box_elsewhere_names_its_line(tmp_path):
         "bounding_boxes.txt:7: the middle of the box (39, 20, 30, 15) is not in its image, 40 x 30 pixels"
     )
     assert str(error.value) == expected
-
-
-@pytest.mark.parametrize("crop", ["image", "box"])
-@pytest.mark.parametrize("resize", ["squash", "shorter"])
-def test_parts_land_on_what_they_mark(tmp_path, crop, resize):
-    picture = np.zeros((120, 160, 3), dtype=np.uint8)
-    picture[58:63, 88:93] = 255  # its centre is (90.5, 60.5) from the corner
-    Image.fromarray(picture).save(tmp_path / "a.png")
-    parts = np.array([[[90.5, 60.5, 1.0], [1.0, 60.0, 1.0], [0.0, 0.0, 0.0]]])
-    photos = one(
-        tmp_path / "a.png",
-        size=96,
-        crop=crop,
-        resize=resize,
-        parts=parts,
-        boxes=np.array([[70.0, 40.0, 40.0, 30.0]]),
-    )
-    located = photos.parts_in_square(0)
-    rows, columns = np.nonzero(photos.read(0)[0][:, :, 0] > 128)
-    np.testing.assert_allclose(located[0, :2], [columns.mean() + 0.5, rows.mean() + 0.5], atol=0.6)
-    # The second lies at the left edge: in the square only where nothing is cut away. The third is hidden.
-    assert located[:, 2].tolist() == [1, crop == "image" and resize == "squash", 0]
-    assert parts[0, 0, 0] == 90.5
 
 
 # --- splitting
@@ -309,22 +282,21 @@ def test_folds_hold_every_image_out_once(counts, k, seed):
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        (lambda photos: photos.hold_out(0.0), "the share held out is 0.0: give a number between 0 and 1"),
-        (lambda photos: photos.hold_out(1.0), "the share held out is 1.0: give a number between 0 and 1"),
+        (lambda photos: photos.hold_out(0.0), "hold_out is 0.0: give a number between 0 and 1"),
+        (lambda photos: photos.hold_out(1.0), "hold_out is 1.0: give a number between 0 and 1"),
         (
             lambda photos: photos.hold_out(),
             "class class 1 has one image to split, 3.png: holding it out would leave none to learn from",
         ),
         (
             lambda photos: photos.hold_out("0.2"),
-            "the share held out is '0.2': give a number between 0 and 1",
+            "hold_out is '0.2': give a number between 0 and 1",
         ),
         (lambda photos: photos.hold_out(0.2, 0.5), "the seed is 0.5: give a whole number"),
         (lambda photos: photos.folds(5.0), "5.0 folds: give a whole number"),
         (lambda photos: photos.folds(True), "True folds: give a whole number"),
         (lambda photos: photos.folds(1), "1 folds: choose from 2 to 1, the images of the smallest class"),
         (lambda photos: photos.subset([]).folds(2), "there are no images to split"),
-        (lambda photos: photos.parts_in_square(0), "this data set has no part locations"),
     ],
 )
 def test_splits_that_cannot_be_are_refused(split, message):
@@ -345,19 +317,15 @@ def test_subset_keeps_rows_together_and_the_order_asked_for():
         [2, 2],
         boxes=np.arange(16.0).reshape(4, 4),
         box_sources=tuple("abcd"),
-        parts=np.arange(12.0).reshape(4, 1, 3),
-        part_names=("beak",),
         size=9,
     )
     some = photos.subset([3, 0])
     assert some.paths == (Path("3.png"), Path("0.png"))
     assert some.labels.tolist() == [1, 0]
     assert some.boxes is not None
-    assert some.parts is not None
     assert some.boxes[:, 0].tolist() == [12, 0]
     assert some.box_sources == ("d", "a")
-    assert some.parts[:, 0, 0].tolist() == [9, 0]
-    assert (some.classes, some.part_names, some.size) == (photos.classes, ("beak",), 9)
+    assert (some.classes, some.size) == (photos.classes, 9)
     assert photos.subset(photos.labels == 1).paths == (Path("2.png"), Path("3.png"))
     assert len(photos.subset([])) == 0
     with pytest.raises(IndexError):
@@ -404,7 +372,6 @@ def test_the_fingerprint_stays_with_all_else(two):
         replace(two, margin=0.7),
         replace(two, boxes=two.boxes + 1),
         replace(two, box_sources=("a", "b")),
-        replace(two, parts=np.zeros((2, 1, 3)), part_names=("beak",)),
     ]
     assert len({photos.fingerprint() for photos in same}) == 1
 
@@ -464,15 +431,15 @@ def test_files_of_folders_that_are_left_out_are_counted_and_the_first_is_named(t
     for name in ("wren/zz.heic", "wren/deep/notes.txt", "zz.png", ".DS_Store", "owl/.hidden"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    with pytest.warns(UserWarning, match="left out") as caught:
+    with pytest.warns(UserWarning, match="skipped 3 files") as caught:
         photos = class_folders(tmp_path, size=16)
     assert [path.name for path in photos.paths] == ["a.png", "a.JFIF"]
     assert all(image.shape == (3, 16, 16) for image, _ in photos)
     assert [str(w.message) for w in caught] == [
-        f"{tmp_path}: 3 files are left out, first wren/deep/notes.txt; read are .jpg, .jpeg, .jfif, .png, "
-        ".webp, .bmp, .gif, .tif, .tiff in a class's folder"
+        f"{tmp_path}: skipped 3 files, first wren/deep/notes.txt; read are .jpg, .jpeg, .jfif, .png, "
+        ".webp, .bmp, .gif, .tif, .tiff in class folders"
     ]
-    with pytest.warns(UserWarning, match="1 files are left out, first zz.png"):
+    with pytest.warns(UserWarning, match="skipped 1 files, first zz.png"):
         class_folders(tmp_path, classes=1)
 
 
