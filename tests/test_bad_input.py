@@ -38,9 +38,12 @@ from icd.experiments.model_file import ModelCard, classify, load_model, picture,
 from icd.experiments.statistics import groups, paired_interval
 from icd.figures import plots
 from icd.losses import dkd_loss, icd_loss, kd_loss, nkd_loss, scale_decoupled_loss
-from icd.networks import adapt, load_published, network
+from icd.networks import NETWORKS, adapt, load_published, network
+from icd.networks.registry import LIBRARIES
 from icd.objective import (
+    LOSSES,
     METHODS,
+    TERMS,
     Objective,
     clustering,
     cross_entropy,
@@ -54,11 +57,8 @@ from icd.trainer import Recipe, Student, fit, fit_together
 SHORT = ["--network", "resnet10-8", "--recipe.epochs", "1", "--recipe.batch_size", "8"]
 ALONE = METHODS["alone"]()
 ALL_METHODS = ", ".join(METHODS)
-ALL_NETWORKS = (
-    "resnet10-8, resnet10-16, resnet10-32, resnet18-16, resnet18-32, resnet18-48, resnet20, resnet56, "
-    "resnet8x4, resnet32x4, ResNet50, wrn_16_2, wrn_40_2, vgg8, vgg13, MobileNetV2, ShuffleV1, ShuffleV2, "
-    "torchvision/NAME, timm/NAME, efficientnet_lite/NAME"
-)
+ALL_NETWORKS = ", ".join([*NETWORKS, *(f"{library}/NAME" for library in LIBRARIES)])
+WORDS = ", ".join([*TERMS, *LOSSES])
 DAMAGED = (
     "{tmp}/checkpoint.pt is not a checkpoint of icd, or it is damaged. Delete it to start again, or "
     "choose another folder"
@@ -585,17 +585,14 @@ OBJECTIVES = [
     ("an expression of numbers", lambda at: parse("(3)"), ValueError,
      '"(3)" is not an objective: it has no term'),
     ("an expression with code in it", lambda at: parse("__import__('os').mkdir('sprung')"), ValueError,
-     "\"__import__('os').mkdir('sprung')\" cannot be part of an objective: its words are cross_entropy, "
-     "whole_image, scale_decoupled, clustering, fitnet, crd, semckd, sp, rkd, at, kd_loss, "
-     "dkd_loss, nkd_loss"),
+     "\"__import__('os').mkdir('sprung')\" cannot be part of an objective: its words are "
+     f"{WORDS}"),
     ("a term misspelt", lambda at: parse("cross_entropi()"), ValueError,
      '"cross_entropi()" cannot be part of an objective: did you mean "cross_entropy"? its words are '
-     "cross_entropy, whole_image, scale_decoupled, clustering, fitnet, crd, semckd, sp, rkd, at, kd_loss, "
-     "dkd_loss, nkd_loss"),
+     f"{WORDS}"),
     ("another function", lambda at: parse("import_os()"), ValueError,
-     '"import_os()" cannot be part of an objective: its words are cross_entropy, whole_image, '
-     "scale_decoupled, clustering, fitnet, crd, semckd, sp, rkd, at, kd_loss, "
-     "dkd_loss, nkd_loss"),
+     '"import_os()" cannot be part of an objective: its words are '
+     f"{WORDS}"),
     ("a method that is like none", lambda at: parse("XX"), ValueError,
      f'there is no method "XX": there are {ALL_METHODS}'),
     ("a term without its teacher",
@@ -805,7 +802,7 @@ EVIDENCE = [
     ("do", "error", "message"),
     [pytest.param(*case[1:], id=case[0]) for case in (*DATA, *MODELS, *OBJECTIVES, *RUNS, *EVIDENCE)],
 )
-def test_what_is_wrong_is_said_in_one_sentence(do, error, message, at):
+def test_bad_input_raises_one_sentence(do, error, message, at):
     at.patch.setattr(cache.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**10, 9 * 10**9, 10**9))
     with pytest.raises(error) as refused:
         do(at)
@@ -894,8 +891,7 @@ WRONG = [  # a name, a command, what happens before, and the line that follows "
      "makes it"),
     ("an expression that is no objective", "distil {run} {tmp}/a --method kd_loss(4)", None,
      '"kd_loss(4)" cannot be part of an objective: did you mean "whole_image(kd_loss)"? its words are '
-     "cross_entropy, whole_image, scale_decoupled, clustering, fitnet, crd, semckd, sp, rkd, at, kd_loss, "
-     "dkd_loss, nkd_loss"),
+     f"{WORDS}"),
     ("a recipe to show that is not there", "recipes --name cub2000", None,
      'there is no recipe "cub2000": did you mean "cub200-vgg8"? `python -m icd recipes` lists all 180'),
     ("a config that is no settings", 'teach {tmp}/a --config {"recipe":3}', None,
@@ -1016,7 +1012,7 @@ def begun(at: Place) -> None:
 @pytest.mark.parametrize(
     ("command", "before", "message"), [pytest.param(*case[1:], id=case[0]) for case in WRONG]
 )
-def test_a_wrong_command_ends_with_one_line_and_status_1(command, before, message, at, capsys):
+def test_a_failing_command_prints_one_line_and_exits_with_1(command, before, message, at, capsys):
     if before is not None:
         before(at)
     capsys.readouterr()
@@ -1073,7 +1069,7 @@ MISUSED = [  # a name, a command, and what the last lines hold: the option, and 
 
 
 @pytest.mark.parametrize(("command", "held"), [pytest.param(*case[1:], id=case[0]) for case in MISUSED])
-def test_a_command_that_cannot_be_read_ends_with_usage_and_status_2(command, held, at, capsys):
+def test_a_malformed_command_prints_its_usage_and_exits_with_2(command, held, at, capsys):
     with pytest.raises(SystemExit) as end:
         main(at.parse(command).split())
     assert end.value.code == 2
@@ -1084,7 +1080,7 @@ def test_a_command_that_cannot_be_read_ends_with_usage_and_status_2(command, hel
     assert "Traceback" not in said
 
 
-def test_a_process_says_it_too_and_ends_with_that_status(tmp_path):
+def test_a_process_exits_with_that_status(tmp_path):
     """The real thing once, with its own standard error and exit status."""
     ended = subprocess.run(
         [sys.executable, "-m", "icd", "evaluate", str(tmp_path)], capture_output=True, text=True, check=False

@@ -58,7 +58,7 @@ MUTANTS = [
     ),
     Mutant("KL weighs by q", NUMERICS, "log_p.exp() * (log_p - log_q)", "log_q.exp() * (log_p - log_q)"),
     Mutant("softmax over the batch", NUMERICS, ".log_softmax(-1)", ".log_softmax(0)"),
-    Mutant("temperature ignored", NUMERICS, "F.hardtanh(scores / temperature,", "F.hardtanh(scores,"),
+    Mutant("temperature ignored", NUMERICS, "F.hardtanh(logits / temperature,", "F.hardtanh(logits,"),
     Mutant(
         "losses compute in half precision",
         NUMERICS,
@@ -135,7 +135,10 @@ MUTANTS = [
         "return products",
     ),
     Mutant(
-        "a Gram matrix is centred", REGIONS, "cosines(local, centre, faint)", "cosines(local, True, faint)"
+        "a Gram matrix is centred",
+        REGIONS,
+        "cosines(local, centre, shortest)",
+        "cosines(local, True, shortest)",
     ),
     Mutant("centring ignored", NUMERICS, "if centre:", "if False:"),
     Mutant("the head has no bias", SCORES, "None if bias is None else bias.to(logits.dtype)", "None"),
@@ -178,7 +181,7 @@ MUTANTS = [
         for old, new in (
             ("0.1 * cross_entropy() + 0.9 * whole_image", "0.2 * cross_entropy() + 0.9 * whole_image"),
             ("0.9 * whole_image(kd_loss, temperature=4)", "0.8 * whole_image(kd_loss, temperature=4)"),
-            ("whole_image(kd_loss, temperature=4)", "whole_image(kd_loss, temperature=3)"),
+            ("0.9 * whole_image(kd_loss, temperature=4)", "0.9 * whole_image(kd_loss, temperature=3)"),
             ("whole_image(dkd_loss, beta=8", "whole_image(dkd_loss, beta=2"),
             ("whole_image(dkd_loss, beta=8, temperature=4)", "whole_image(dkd_loss, beta=8, temperature=3)"),
             (
@@ -194,6 +197,13 @@ MUTANTS = [
             ("scale_decoupled(dkd_loss, beta=2", "scale_decoupled(dkd_loss, beta=8"),
             ("scale_decoupled(nkd_loss, gamma=2", "scale_decoupled(nkd_loss, gamma=1.5"),
             ("+ 2.0 * clustering()", "+ clustering()"),
+            ("100 * fitnet()", "10 * fitnet()"),
+            ("0.8 * crd()", "crd()"),
+            ("400 * semckd()", "40 * semckd()"),
+            ("whole_image(kd_loss, temperature=4) + 400", "0.9 * whole_image(kd_loss, temperature=4) + 400"),
+            ("3000 * sp()", "300 * sp()"),
+            ("+ rkd()", "+ 0.5 * rkd()"),
+            ("1000 * at()", "100 * at()"),
         )
     ),
     # the trainer
@@ -281,8 +291,8 @@ MUTANTS = [
     Mutant(
         "the batch's numbers are wrong",
         CACHE,
-        "torch.from_numpy(cuts[0])",
-        "torch.from_numpy(cuts[0]).flip(0)",
+        "torch.from_numpy(crops[0])",
+        "torch.from_numpy(crops[0]).flip(0)",
     ),
     Mutant(
         "the teacher in training mode",
