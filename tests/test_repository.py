@@ -282,7 +282,6 @@ def arrows() -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.xfail(strict=False, reason="until the last room is cleared")
 def test_imports_point_one_way() -> None:
     wrong = [
         f"{module} imports {other}"
