@@ -21,6 +21,8 @@ from icd.terms import (
     rkd,
     scale_decoupled,
     semckd,
+    shuffled_kd,
+    shuffled_regions,
     sp,
     whole_image,
 )
@@ -63,11 +65,13 @@ METHODS: dict[str, Callable[[], Objective]] = {
     "AT": lambda: cross_entropy() + 1000 * at(),
 }
 
+# The terms of an expression.
+_TERMS: tuple[Callable[..., Term], ...] = (
+    *(cross_entropy, whole_image, scale_decoupled, clustering, fitnet, crd, semckd, sp, rkd, at),
+    *(shuffled_kd, shuffled_regions),
+)
 #: The words of an expression: terms, and the losses that they take.
-TERMS: dict[str, Callable[..., Term]] = {
-    term.__name__: term
-    for term in (cross_entropy, whole_image, scale_decoupled, clustering, fitnet, crd, semckd, sp, rkd, at)
-}
+TERMS: dict[str, Callable[..., Term]] = {term.__name__: term for term in _TERMS}
 LOSSES: dict[str, Callable[..., Tensor]] = {loss.__name__: loss for loss in (kd_loss, dkd_loss, nkd_loss)}
 
 

@@ -22,6 +22,8 @@ from icd.losses.numerics import (
     soften,
 )
 
+SMALLEST_SPREAD = 1e-7  # as in the published code of standardisation
+
 
 def kd_loss(
     student: Tensor,
@@ -144,6 +146,18 @@ def nkd_loss(
         q_teacher = log_softmax(teacher, temperature, label).exp()
         spread = (q_teacher * log_softmax(student, temperature, label)).sum(1)
         return _reduce(-sure.squeeze(1) - gamma * temperature**2 * spread, reduction)
+
+
+def standardise(logits: Tensor) -> Tensor:
+    """Return logits with mean 0 and standard deviation 1 over the classes (Sun et al. 2024, equation 12).
+
+    A loss of standardised logits ignores their shift and scale, as a label does.
+
+    Args:
+        logits: (..., C), C at least 2.
+    """
+    with full_precision(logits) as (logits,):
+        return (logits - logits.mean(-1, keepdim=True)) / (logits.std(-1, keepdim=True) + SMALLEST_SPREAD)
 
 
 def _target_or_not(scores: Tensor, target: Tensor, label: Tensor, temperature: float) -> Tensor:

@@ -214,3 +214,9 @@ class Objective(nn.Module):
 def digits(value: float) -> str:
     """Return a number as short text that reads back as the same number."""
     return f"{value:g}" if float(f"{value:g}") == value else repr(float(value))
+
+
+def call(function: str, *positional: str, **arguments: Any) -> str:
+    """Return the expression of a call."""
+    named = (f"{k}={digits(v) if isinstance(v, float) else repr(v)}" for k, v in arguments.items())
+    return f"{function}({', '.join([*positional, *named])})"

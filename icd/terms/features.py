@@ -14,7 +14,7 @@ from icd.losses import crd_loss, fitnet_loss, semckd_loss
 from icd.losses.checks import check_positive
 from icd.losses.numerics import smaller_size
 from icd.scores import Batch, Scores
-from icd.terms.base import Term, digits
+from icd.terms.base import Term, call
 
 
 class FitNet(Term):
@@ -23,7 +23,7 @@ class FitNet(Term):
     regressor: nn.Module
 
     def __init__(self, stage: int = 2):
-        super().__init__("fitnet", "fitnet()" if stage == 2 else f"fitnet(stage={stage})")
+        super().__init__("fitnet", call("fitnet", **({} if stage == 2 else {"stage": stage})))
         self.stage = stage
 
     def build(self, student: Scores, teacher: Scores | None, images: int) -> None:
@@ -49,8 +49,7 @@ class CRD(Term):
     def __init__(self, negatives: int, width: int, temperature: float, momentum: float):
         given = {"negatives": negatives, "width": width, "temperature": temperature, "momentum": momentum}
         default = {"negatives": 16_384, "width": 128, "temperature": 0.07, "momentum": 0.5}
-        changed = (f"{k}={digits(v)}" for k, v in given.items() if v != default[k])
-        super().__init__("crd", f"crd({', '.join(changed)})")
+        super().__init__("crd", call("crd", **{k: v for k, v in given.items() if v != default[k]}))
         for name in ("negatives", "width", "temperature"):
             check_positive(name, given[name])
         if not 0 <= momentum < 1:

@@ -11,37 +11,45 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from icd.errors import did_you_mean
-from icd.losses import icd_loss, scale_decoupled_loss
+from icd.losses import icd_loss, scale_decoupled_loss, standardise
 from icd.losses.checks import check_scales
 from icd.scores import Batch, Pooling, Scores
-from icd.terms.base import Term, digits
+from icd.terms.base import Term, call
 
 
-def cross_entropy() -> Term:
+def cross_entropy(smoothing: float = 0.0) -> Term:
     """Compare the student's logits with the labels (chapter 1).
 
-    The one term of a student that trains without a teacher.
+    The one term of a student that trains without a teacher. `smoothing` spreads that much of the target's
+    probability evenly over all classes (label smoothing), a control of distillation.
     """
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing is {smoothing}: give a number from 0 to below 1")
 
     def function(student: Scores, teacher: Scores | None, batch: Batch) -> Tensor:
-        return F.cross_entropy(student.logits.float(), batch.target)
+        return F.cross_entropy(student.logits.float(), batch.target, label_smoothing=smoothing)
 
-    return Term("cross_entropy", "cross_entropy()", function, needs_teacher=False)
+    given = {"smoothing": smoothing} if smoothing else {}
+    return Term("cross_entropy", call("cross_entropy", **given), function, needs_teacher=False)
 
 
-def whole_image(loss: Callable[..., Tensor], **arguments: Any) -> Term:
+def whole_image(loss: Callable[..., Tensor], *, standardised: bool = False, **arguments: Any) -> Term:
     """Apply a logit loss to the image-level logits of both networks (chapter 2).
 
     `loss` is `kd_loss`, `dkd_loss`, `nkd_loss`, or any function with their signature; `arguments` go to it.
+    `standardised` applies `icd.losses.standardise` to the logits first.
     """
 
     def function(student: Scores, teacher: Scores | None, batch: Batch) -> Tensor:
         assert teacher is not None
-        return loss(student.logits, teacher.logits.detach(), batch.target, **arguments)
+        pair = student.logits, teacher.logits.detach()
+        return loss(*(map(standardise, pair) if standardised else pair), batch.target, **arguments)
 
     _check_arguments(arguments, loss)
     _check_scalar(loss, torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), **arguments)
-    return Term(_short(loss), _call("whole_image", loss.__name__, **arguments), function, same_classes=True)
+    given = {"standardised": True} if standardised else {}
+    expression = call("whole_image", loss.__name__, **given, **arguments)
+    return Term(short_name(loss), expression, function, same_classes=True)
 
 
 def scale_decoupled(
@@ -50,11 +58,13 @@ def scale_decoupled(
     *,
     pooling: Pooling = "adaptive",
     repeat: bool = False,
+    standardised: bool = False,
     **arguments: Any,
 ) -> Term:
     """Apply a logit loss to the local logits of both networks, region by region (chapter 3).
 
-    `icd.losses.scale_decoupled_loss`; `arguments` go to it and to `loss`.
+    `icd.losses.scale_decoupled_loss`; `arguments` go to it and to `loss`. `standardised` applies
+    `icd.losses.standardise` to every region's logits first.
     """
     scales = check_scales(scales)
     _check_arguments(arguments, scale_decoupled_loss, loss)
@@ -63,11 +73,15 @@ def scale_decoupled(
 
     def function(student: Scores, teacher: Scores | None, batch: Batch) -> Tensor:
         assert teacher is not None
-        regions = _regions(student, teacher, scales, pooling, repeat)
-        return scale_decoupled_loss(loss, *regions, batch.target, teacher_logits=teacher.logits, **arguments)
+        ours, theirs = local_pair(student, teacher, scales, pooling, repeat)
+        if standardised:
+            ours, theirs = standardise(ours), standardise(theirs)
+        whole = teacher.logits
+        return scale_decoupled_loss(loss, ours, theirs, batch.target, teacher_logits=whole, **arguments)
 
-    expression = _call("scale_decoupled", loss.__name__, **_changed(scales, pooling, repeat), **arguments)
-    return Term(f"sd_{_short(loss)}", expression, function, same_classes=True)
+    given = _changed(scales, pooling, repeat) | ({"standardised": True} if standardised else {})
+    expression = call("scale_decoupled", loss.__name__, **given, **arguments)
+    return Term(f"sd_{short_name(loss)}", expression, function, same_classes=True)
 
 
 def clustering(
@@ -89,13 +103,13 @@ def clustering(
 
     def function(student: Scores, teacher: Scores | None, batch: Batch) -> Tensor:
         assert teacher is not None
-        return icd_loss(*_regions(student, teacher, scales, pooling, repeat), scales=scales, **arguments)
+        return icd_loss(*local_pair(student, teacher, scales, pooling, repeat), scales=scales, **arguments)
 
-    expression = _call("clustering", **_changed(scales, pooling, repeat), **arguments)
+    expression = call("clustering", **_changed(scales, pooling, repeat), **arguments)
     return Term("clustering", expression, function)
 
 
-def _regions(student: Scores, teacher: Scores, *how: Any) -> tuple[Tensor, Tensor]:
+def local_pair(student: Scores, teacher: Scores, *how: Any) -> tuple[Tensor, Tensor]:
     """Return the local logits of both; no gradient reaches the teacher."""
     with torch.no_grad():
         teacher_local = teacher.local(*how)
@@ -107,7 +121,7 @@ def _check_scalar(loss: Callable[..., Tensor], *inputs: Any, **arguments: Any) -
     value = loss(*inputs, **arguments)
     if not isinstance(value, Tensor) or value.ndim:
         raise ValueError(
-            f"{loss.__name__}({_call('', **arguments)[1:-1]}) does not return a scalar: a term needs one"
+            f"{loss.__name__}({call('', **arguments)[1:-1]}) does not return a scalar: a term needs one"
         )
 
 
@@ -142,11 +156,6 @@ def _changed(scales: tuple[int, ...], pooling: Pooling, repeat: bool) -> dict[st
     return {name: value for name, value in given.items() if value != default[name]}
 
 
-def _short(loss: Callable) -> str:
+def short_name(loss: Callable) -> str:
+    """Return the name of a loss without its suffix."""
     return loss.__name__.removesuffix("_loss")
-
-
-def _call(function: str, *positional: str, **arguments: Any) -> str:
-    """Return the expression of a call."""
-    named = (f"{k}={digits(v) if isinstance(v, float) else repr(v)}" for k, v in arguments.items())
-    return f"{function}({', '.join([*positional, *named])})"

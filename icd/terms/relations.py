@@ -6,7 +6,7 @@ from torch import Tensor
 
 from icd.losses import at_loss, rkd_loss, sp_loss
 from icd.scores import Batch, Scores
-from icd.terms.base import Term, digits
+from icd.terms.base import Term, call
 
 
 def sp() -> Term:
@@ -28,14 +28,14 @@ def rkd(distance: float = 25.0, angle: float = 50.0) -> Term:
     `icd.losses.rkd_loss` of the last maps averaged over places.
     """
     given = {"distance": (distance, 25.0), "angle": (angle, 50.0)}
-    changed = (f"{name}={digits(value)}" for name, (value, default) in given.items() if value != default)
+    changed = {name: float(value) for name, (value, default) in given.items() if value != default}
 
     def function(student: Scores, teacher: Scores | None, batch: Batch) -> Tensor:
         assert teacher is not None
         ours, theirs = student.features.mean((2, 3)), teacher.features.detach().mean((2, 3))
         return rkd_loss(ours, theirs, distance, angle)
 
-    return Term("rkd", f"rkd({', '.join(changed)})", function)
+    return Term("rkd", call("rkd", **changed), function)
 
 
 def at(power: float = 2) -> Term:
@@ -53,4 +53,4 @@ def at(power: float = 2) -> Term:
         losses = [at_loss(s, t.detach(), power) for s, t in zip(ours, theirs, strict=True)]
         return sum(losses[1:], losses[0])
 
-    return Term("at", "at()" if power == 2 else f"at(power={digits(power)})", function)
+    return Term("at", call("at", **({} if power == 2 else {"power": float(power)})), function)
