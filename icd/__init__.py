@@ -5,27 +5,35 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from icd.losses import dkd_loss, gram, icd_loss, kd_loss, nkd_loss, scale_decoupled_loss
-from icd.scores import Scores, local_logits, score
-
 if TYPE_CHECKING:
     from icd.datasets import birdlets, birds
     from icd.experiments.model_file import load_model
+    from icd.losses import dkd_loss, gram, icd_loss, kd_loss, nkd_loss, scale_decoupled_loss
     from icd.networks import network
     from icd.objective import METHODS
+    from icd.scores import Scores, local_logits, score
     from icd.trainer import Recipe, fit
 
 __version__ = "0.1.0"
 
-# Imported on first use: a loss needs torch alone.
+# Imported on first use: PyTorch takes a second, and the help of the command line needs none of it.
 _LAZY = {
     "METHODS": "icd.objective",
     "Recipe": "icd.trainer",
+    "Scores": "icd.scores",
     "birdlets": "icd.datasets",
     "birds": "icd.datasets",
+    "dkd_loss": "icd.losses",
     "fit": "icd.trainer",
+    "gram": "icd.losses",
+    "icd_loss": "icd.losses",
+    "kd_loss": "icd.losses",
     "load_model": "icd.experiments.model_file",
+    "local_logits": "icd.scores",
     "network": "icd.networks",
+    "nkd_loss": "icd.losses",
+    "scale_decoupled_loss": "icd.losses",
+    "score": "icd.scores",
 }
 
 __all__ = [

@@ -37,7 +37,7 @@ from icd.datasets.birds import CUB200, read_tables
 from icd.datasets.fetch import unpack
 from icd.errors import DataError, ModelError, RunError
 from icd.experiments.compare import Result, read_results, write_results
-from icd.experiments.model_file import ModelCard, load_model, picture, save_model
+from icd.experiments.model_file import ModelCard, load_image, load_model, save_model
 from icd.experiments.run import data_of, read_settings
 from icd.networks import load_published, network
 from icd.objective import METHODS, parse
@@ -162,9 +162,12 @@ RESULTS = [
         99,
         "cpu",
         "0123abcdef",
-        "python -m icd",
+        "icd",
+        {"recipe": {"epochs": 1}},
     ),
-    Result("SD-KD", 1, 0.25, 900, 'a, "b"', "vgg8", 1, 2, 2.5, 99, "cpu, 2 threads", "0123abcdef+", "python"),
+    Result(
+        "SD-KD", 1, 0.25, 900, 'a, "b"', "vgg8", 1, 2, 2.5, 99, "cpu, 2 threads", "0123abcdef+", "icd", {}
+    ),
 ]
 
 
@@ -238,7 +241,7 @@ def test_photographs(folder, data, kind):
     path = folder / f"a.{kind}"
     path.write_bytes(data.draw(damaged(kept.getvalue())))
     with clean(DataError, path):
-        assert picture(path, ModelCard("vgg8", ("a",), 28)).shape == (1, 3, 28, 28)
+        assert load_image(path, ModelCard("vgg8", ("a",), 28)).shape == (1, 3, 28, 28)
 
 
 # --- weights

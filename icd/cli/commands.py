@@ -1,13 +1,11 @@
-"""What `python -m icd` can do. Each command is a function; its options are the function's.
+"""The commands of `icd`. Each is a function, and its options are the function's.
 
-One that trains only checks what it was given, and returns the rest as a function without arguments: a command
-that is refused leaves nothing behind.
+`teach`, `distil` and `compare` return a run, which `icd.cli.execute` checks before it writes anything.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -16,15 +14,17 @@ import yaml
 
 from icd.datasets import DataSet, birdlets
 from icd.errors import RunError
-from icd.experiments import compare as comparison
+from icd.experiments.compare import Comparison, differences
 from icd.experiments.model_file import classify, load_model, save_model
 from icd.experiments.published import published_run, published_runs
-from icd.experiments.run import Teacher, check_classes, data_of, load, load_teacher, prepare, read_box
+from icd.experiments.run import Experiment, data_of, load_images, load_teacher
 from icd.networks.build import network as build
 from icd.networks.registry import NETWORKS
 from icd.objective import METHODS, parse
 from icd.trainer.evaluate import accuracy
 from icd.trainer.recipe import Recipe
+
+Run = Experiment | Comparison
 
 
 def teach(
@@ -35,23 +35,22 @@ def teach(
     images: Literal["train", "trainval"] = "train",
     checkpoint_seconds: float = 60.0,
     checkpoint_epochs: int = 1,
-) -> Callable[[], None]:
-    """Train a network on labels alone: a teacher, or a student without one.
+) -> Experiment:
+    """Train a network on labels alone: a teacher, or a baseline.
 
     Args:
-        folder: where the run lies: its settings, log, checkpoint and model. Give the same command again and
-            a run that was stopped goes on.
-        network: one of the networks that `python -m icd networks` lists.
-        data: which images.
-        recipe: how it is trained.
-        images: "train" keeps the validation images out; "trainval" trains on all training images.
-        checkpoint_seconds: what a killed run may lose, at most.
-        checkpoint_epochs: a checkpoint is written at the end of so many epochs as well. Folders that keep
-            what was replaced, as Google Drive does in its bin, are spared by 240, and 600 seconds.
+        folder: for the settings, log, checkpoint and model. The same command resumes a stopped run.
+        network: a name that `icd networks` lists.
+        data: the images.
+        recipe: how to train.
+        images: "train" holds the validation images out; "trainval" uses all training images.
+        checkpoint_seconds: save a checkpoint every N seconds.
+        checkpoint_epochs: also save one every N epochs. On Google Drive, whose bin keeps every replaced
+            file, use --checkpoint_seconds 600 --checkpoint_epochs 240.
     """
-    note = "trained on labels alone"
     often = checkpoint_seconds, checkpoint_epochs
-    return prepare(folder, network, METHODS["alone"](), data, recipe, images, None, note, often)
+    note = "trained on labels alone"
+    return Experiment(network, METHODS["alone"](), data, recipe, folder, None, None, images, note, *often)
 
 
 def distil(
@@ -65,31 +64,40 @@ def distil(
     teacher_network: str | None = None,
     checkpoint_seconds: float = 60.0,
     checkpoint_epochs: int = 1,
-) -> Callable[[], None]:
+) -> Experiment:
     """Train a student from a teacher.
 
-    --recipe NAME, with a name that `python -m icd recipes` lists, stands for all settings of a published
-    run, teacher runs/TEACHER and folder runs/NAME included; options beside it change single ones.
+    Args:
+        teacher: the folder of a finished run, its model.safetensors, or published weights as torch.save
+            writes them.
+        folder: for the settings, log, checkpoint and model. The same command resumes a stopped run.
+        method: a name that `icd methods` lists, or an expression like those it prints.
+        network: a name that `icd networks` lists.
+        data: the images.
+        recipe: how to train.
+        images: "train" holds the validation images out; "trainval" uses all training images.
+        teacher_network: the network of published weights, a name that `icd networks` lists.
+        checkpoint_seconds: save a checkpoint every N seconds.
+        checkpoint_epochs: also save one every N epochs. On Google Drive, whose bin keeps every replaced
+            file, use --checkpoint_seconds 600 --checkpoint_epochs 240.
+    """
+    objective, often = parse(method), (checkpoint_seconds, checkpoint_epochs)
+    if not Path(teacher).exists() and (recipe_name := Path(teacher).name) in published_runs():
+        raise RunError(f"there is no teacher in {teacher}: train it first, with icd reproduce {recipe_name}")
+    model, classes = load_teacher(teacher, teacher_network, data, images)
+    note = f"{method}, teacher {teacher}"
+    return Experiment(network, objective, data, recipe, folder, model, classes, images, note, *often)
+
+
+def reproduce(name: str) -> None:
+    """Train the network of a published run, by the name of its recipe.
+
+    Loads the teacher from runs/TEACHER and saves the run in runs/NAME. Options of `icd distil` (`icd teach`
+    for a teacher) after the name override the recipe, such as --recipe.seed 1 or --data.root FOLDER.
 
     Args:
-        teacher: the folder of a finished `teach`, or its model.safetensors; or weights that others share, as
-            torch.save wrote them.
-        folder: where the run lies: its settings, log, checkpoint and model. Give the same command again and
-            a run that was stopped goes on.
-        method: one of the methods that `python -m icd methods` lists, or an expression as it prints them.
-        network: one of the networks that `python -m icd networks` lists.
-        data: which images.
-        recipe: how it is trained.
-        images: "train" keeps the validation images out; "trainval" trains on all training images.
-        teacher_network: whose weights others share: a name that `python -m icd networks` lists.
-        checkpoint_seconds: what a killed run may lose, at most.
-        checkpoint_epochs: a checkpoint is written at the end of so many epochs as well. Folders that keep
-            what was replaced, as Google Drive does in its bin, are spared by 240, and 600 seconds.
+        name: a name that `icd recipes` lists.
     """
-    objective, note = parse(method), f"{method}, taught by {teacher}"
-    master = load_teacher(teacher, teacher_network, data)
-    often = checkpoint_seconds, checkpoint_epochs
-    return prepare(folder, network, objective, data, recipe, images, master, note, often)
 
 
 def compare(
@@ -101,48 +109,47 @@ def compare(
     data: DataSet = DataSet(),
     recipe: Recipe = Recipe(),
     split: Literal["validation", "test"] = "validation",
-) -> Callable[[], None]:
-    """Compare methods over seeds: a table of runs, and the differences with their intervals.
+) -> Comparison:
+    """Compare methods over seeds: a table of results, and differences with intervals.
 
-    Students of a seed start alike and see the same batches. Give the same command again and what was
-    stopped goes on; with more methods or seeds, only what is missing runs.
+    The students of a seed have the same initial weights and batches. The same command resumes a stopped
+    comparison; with more methods or seeds it trains only what is missing.
 
     Args:
-        teacher: the folder of a finished `teach`, or its model.safetensors.
+        teacher: the folder of a finished run, or its model.safetensors.
         folder: for results.csv and the runs.
-        methods: names that `python -m icd methods` lists, with commas between them.
-        seeds: how many: 0, 1, ... of them.
-        network: of the students, one that `python -m icd networks` lists.
-        data: which images.
-        recipe: how all students are trained.
-        split: what accuracy is measured on. "validation" to choose settings, learning from the other
-            training images; "test" once, when they are chosen, learning from all of them.
+        methods: names that `icd methods` lists, separated by commas.
+        seeds: how many seeds: 0, 1, 2, ...
+        network: of the students, a name that `icd networks` lists.
+        data: the images.
+        recipe: how to train all students.
+        split: measure accuracy on "validation" to choose settings (trains on the other training images), or
+            on "test" once they are chosen (trains on all of them).
     """
     names = [name.strip() for name in methods.split(",")]
-    comparison.check_methods(names, range(seeds))
-    if recipe.seed:
-        raise RunError(
-            f"the recipe's seed is {recipe.seed}: a comparison runs the seeds from 0, as many as --seeds says"
-        )
-    master, card = load_model(teacher)
-    train = load(data, "train" if split == "validation" else "trainval")
-    for name in names:
-        check_classes(Teacher(teacher, master, card), METHODS[name](), train.classes)
-    held = load(data, split)
-    comparison.finished(folder, network, recipe, held)
-    build(network, len(train.classes), data.size)
+    model, card = load_model(teacher)
+    return Comparison(names, range(seeds), network, data, recipe, model, folder, card.classes, split)
 
-    def run() -> None:
-        rows = comparison.compare(names, range(seeds), network, train, held, recipe, master, folder)
-        for name in names:
-            scores = [100 * row.accuracy for row in rows if row.method == name]
-            mean = statistics.mean(scores)
-            print(f"{name:10} {mean:6.2f} % of {rows[0].images} {split} images ({len(scores)} seeds)")
-        for baseline in ("alone", "KD"):
-            for name, interval in comparison.differences(rows, baseline).items():
-                print(f"{name:10} against {baseline:6} {interval}")
 
-    return run
+def report(run: Run) -> None:
+    """Train a run and print what came of it."""
+    if isinstance(run, Experiment):
+        images = run.training_images
+        print(f"{run.network} for {run.objective} on {len(images)} images of {len(images.classes)} classes")
+        last = run.run().history[-1]
+        print(f"{100 * last['train_accuracy']:.2f} % of the training images")
+        if "validation_accuracy" in last:
+            print(f"{100 * last['validation_accuracy']:.2f} % of the validation images")
+        print(f"saved {run.model_path} after {last['seconds']:.0f} s of training")
+        return
+    rows = run.run()
+    for name in run.methods:
+        scores = [100 * row.accuracy for row in rows if row.method == name]
+        mean = statistics.mean(scores)
+        print(f"{name:10} {mean:6.2f} % of {rows[0].images} {run.split} images ({len(scores)} seeds)")
+    for baseline in ("alone", "KD"):
+        for name, interval in differences(rows, baseline).items():
+            print(f"{name:10} against {baseline:6} {interval}")
 
 
 def evaluate(
@@ -152,8 +159,8 @@ def evaluate(
 
     Args:
         run: the folder of a finished run, or its model.safetensors.
-        split: "validation" for choosing settings, "test" once, at the end.
-        root: of the images, if it is not the run's: "birdlets", "cub200", "cifar100" or a folder.
+        split: "validation" to choose settings, "test" once, at the end.
+        root: of the images, if it is not that of the run: "birdlets", "cub200", "cifar100" or a folder.
     """
     model, card = load_model(run)
     try:
@@ -162,44 +169,54 @@ def evaluate(
         if root is None:
             raise
         own = DataSet(root, crop=card.crop, margin=card.margin, size=card.size, resize=card.resize)
-    pixels = load(own if root is None else replace(own, root=root), split)
+    pixels = load_images(own if root is None else replace(own, root=root), split)
     if pixels.classes != card.classes:
         here, there = (f"{len(names)} ({names[0]}, ...)" for names in (pixels.classes, card.classes))
-        raise RunError(f"{run} knows other classes, {there}, than the data set has, {here}: give --root")
-    share = accuracy(model, pixels)
-    error = (share * (1 - share) / len(pixels)) ** 0.5
-    print(f"{100 * share:.2f} % of {len(pixels)} {split} images (standard error {100 * error:.2f})")
+        raise RunError(f"{run} has {there} classes and the images {here}: give --root")
+    fraction = accuracy(model, pixels)
+    error = (fraction * (1 - fraction) / len(pixels)) ** 0.5
+    print(f"{100 * fraction:.2f} % of {len(pixels)} {split} images (standard error {100 * error:.2f})")
 
 
 def predict(run: str, picture: str, top: int = 5, box: str | None = None) -> None:
-    """Name the bird in any picture.
+    """Name the bird in a picture.
 
     Args:
         run: the folder of a finished run, or its model.safetensors.
         picture: an image file.
-        top: how many names to print, the likeliest first.
-        box: where the bird is, as left,top,width,height in pixels of the picture. For a network that learned
-            from birds cut out by their boxes.
+        top: how many names to print, in order of probability.
+        box: left,top,width,height of the bird in pixels of the picture, for a network that was trained on
+            birds cropped to their bounding boxes.
     """
     model, card = load_model(run)
-    where = None if box is None else read_box(box)
+    where = None if box is None else _read_box(box)
     names = classify(model, card, picture, top, where)
     if where is None and card.crop == "box":
         print(
-            f"{run} learned from birds that were cut out by their boxes: "
-            "--box left,top,width,height helps, or a picture that the bird fills"
+            f"{run} was trained on birds cropped to their boxes: give --box left,top,width,height, or a "
+            "picture that the bird fills"
         )
-    for name, chance in names:
-        print(f"{100 * chance:5.1f} %  {name}")
+    for name, probability in names:
+        print(f"{100 * probability:5.1f} %  {name}")
+
+
+def _read_box(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(map(float, text.split(",")))
+    except ValueError:
+        values = ()
+    if len(values) != 4:
+        raise RunError(f'--box is "{text}": give left,top,width,height in pixels, like 60,27,325,304')
+    return values
 
 
 def pack(run: str, file: str, note: str = "") -> None:
-    """Write a trained network in half the space, 16 bits a weight, to hand on.
+    """Save a trained network with 16 bits a weight, in half the space.
 
     Args:
         run: the folder of a finished run, or its model.safetensors.
-        file: where to, a name that ends in .safetensors.
-        note: what its card shall say; what it says now by default.
+        file: where to save it, a name that ends in .safetensors.
+        note: replaces the note of its card.
     """
     if not file.endswith(".safetensors"):
         raise RunError(f"{file}: give a name that ends in .safetensors")
@@ -217,36 +234,36 @@ def draw(
     size: int = 64,
     seed: int = 1,
 ) -> None:
-    """Draw the Birdlets, the embedded data set, in the layout of CUB-200-2011.
+    """Draw the Birdlets data set, in the layout of CUB-200-2011.
 
     Args:
-        folder: where.
+        folder: for the images.
         species: how many, spread over the families.
-        families: how many; species of one differ in small parts.
+        families: how many; the species of a family differ in small parts.
         train: training images of each species.
         test: test images of each species.
         size: pixels a side.
-        seed: of every pose, light and background; 0 is the set on which the difficulty was set.
+        seed: of every pose, light and background. The difficulty was tuned on seed 0.
     """
     print(birdlets.draw(folder, species, families, train, test, size, seed))
 
 
 def methods() -> None:
-    """List the methods: the name, and the objective that it stands for."""
+    """List the methods and their objectives."""
     for name in METHODS:
         print(f"{name:10} {METHODS[name]()}")
 
 
 def recipes(name: str = "") -> None:
-    """List the recipes of the published runs with the published figures, or show one and what it takes.
+    """List the recipes of the published runs with their figures, or show one.
 
     Args:
-        name: of the recipe to show in full; part of a name lists those that have it.
+        name: the recipe to show with its settings and cost; a part of a name lists those with it.
     """
     runs = published_runs()
     if name not in runs:
         chosen = [run for run in runs.values() if name in run.name]
-        for run in chosen or [published_run(name)]:  # which says what is near
+        for run in chosen or [published_run(name)]:  # which raises
             print(f"{run.name:52} {run.published().top1:6.2f} %")
         return
     run, figure = runs[name], runs[name].published()
@@ -255,10 +272,10 @@ def recipes(name: str = "") -> None:
         f"published: {figure.top1} % of the test images ({figure.source}){figure.note and f'. {figure.note}'}"
     )
     teachers, weights, steps, full, half = run.cost()
-    taught = f", taught by {_millions(teachers)}" if run.teacher else ""
+    teacher = f", teacher {_millions(teachers)}" if run.teacher else ""
     print(
-        f"takes: {_millions(weights)} weights{taught}; {steps:,} steps; "
-        f"memory of a step {full:g} GB in float32, {half:g} in fp16 (an estimate, less the images)"
+        f"takes: {_millions(weights)} weights{teacher}; {steps:,} steps; "
+        f"memory of a step {full:g} GB in float32, {half:g} in fp16 (an estimate, without the images)"
     )
     print(yaml.safe_dump(run.settings(), sort_keys=False).rstrip())
 
@@ -268,11 +285,6 @@ def _millions(number: int) -> str:
 
 
 def networks() -> None:
-    """List the networks, with how many numbers each learns for 200 classes."""
+    """List the networks and their numbers of weights for 200 classes."""
     for name in NETWORKS:
         print(f"{name:14} {sum(p.numel() for p in build(name, 200).parameters()):>12,}")
-
-
-COMMANDS = {
-    f.__name__: f for f in (teach, distil, compare, evaluate, predict, pack, draw, methods, recipes, networks)
-}

@@ -1,145 +1,44 @@
-"""The command line: `python -m icd --help`. What a command does stands in `icd.commands`."""
+"""The entry point of the command line: `icd --help`. The commands are in `icd.cli.commands`."""
 
 from __future__ import annotations
 
-import argparse
-import io
-import json
 import sys
-from contextlib import nullcontext, redirect_stdout
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
-import yaml
-from jsonargparse import auto_cli, capture_parser
-
-from icd.cli.commands import COMMANDS
-from icd.datasets import DataSet
-from icd.errors import DataError, ModelError, NonFiniteLoss, RunError
-from icd.experiments.published import published_run
-from icd.experiments.run import read_settings
-from icd.files import write_atomically
-from icd.trainer.checkpoint import flatten
-from icd.trainer.distributed import is_main_process
-from icd.trainer.recipe import EXECUTION_FIELDS, Recipe
-
-PROMISED = (DataError, ModelError, RunError, NonFiniteLoss, ValueError, OSError)
-TRAINING = ("teach", "distil", "compare")
-OFTEN = ("checkpoint_seconds", "checkpoint_epochs")
-
-
-def _reconcile(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise where the folder holds a run with other settings; how steps are computed stays as it began."""
-    path = folder / "config.yaml"
-    one, several = (folder / "checkpoint.pt").exists(), (folder / "results.csv").exists()
-    if path.exists() and (one or several):
-        there, here = flatten(read_settings(path, advice="mend it, or delete it")), flatten(settings)
-        # A folder may be named otherwise or moved, and a comparison grow, in a precision of its next device.
-        kept = {*there, *here} - {"folder", "methods", "seeds", "recipe.precision", *OFTEN}
-        # Whether a run goes on where steps are computed otherwise, its checkpoint knows; these stay as begun.
-        how = {f"recipe.{name}": name for name in EXECUTION_FIELDS if one}
-        other = [name for name in sorted(kept - how.keys()) if there.get(name) != here.get(name)]
-        if other:
-            raise RunError(
-                f"{folder} holds a run with another {other[0]}: there {there.get(other[0])}, "
-                f"here {here.get(other[0])}. Go on with --config {path}, or name another folder"
-            )
-        settings["recipe"] |= {name: there[key] for key, name in how.items() if key in there}
-
-
-def _sentence(error: Exception) -> str:
-    """What went wrong in one line; of what the system says, the file first and no number."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(line.strip() for line in str(error).splitlines())
-
-
-def _spell_out(arguments: list[str]) -> list[str]:
-    """`--recipe NAME` of teach and distil with the settings that it stands for, before all other options."""
-    if arguments[:1] not in (["teach"], ["distil"]):
-        return arguments
-    rest = [word for given in arguments[1:] for word in given.split("=", given.startswith("--recipe="))]
-    if "--recipe" not in rest[:-1]:
-        return arguments
-    place = rest.index("--recipe")
-    name = rest.pop(place + 1)
-    del rest[place]
-    if name.lstrip().startswith("{") or Path(name).is_file():  # settings, which the parser reads
-        return arguments
-    if Path(name).suffix in (".yaml", ".yml", ".json"):
-        raise ValueError(f"{name}: there is no such file")
-    run = published_run(name)
-    if run.teacher and arguments[0] == "teach":
-        raise ValueError(
-            f'"{name}" is the recipe of a student: python -m icd distil --recipe {name} makes it'
-        )
-    command = "distil" if run.teacher else "teach"
-    return [command, "--config", json.dumps(run.settings()), *rest]
-
-
-def _parser() -> Any:
-    parser = capture_parser(auto_cli, COMMANDS, prog="python -m icd", allow_abbrev=False)
-    for commands in parser._actions:
-        if isinstance(commands, argparse._SubParsersAction):
-            for name in ("teach", "distil"):
-                for option in commands.choices[name]._actions:
-                    if "--recipe" in option.option_strings:
-                        option.help = "Name of a published run (python -m icd recipes), or path to a file."
-    return parser
-
-
-def _instantiate(parser: Any, chosen: Any) -> dict[str, Any]:
-    try:
-        return parser.instantiate(chosen)[chosen.subcommand].as_dict()
-    except TypeError as error:  # a config that says `recipe: 3`
-        raise RunError(
-            "the settings of data and recipe are names and values: see what --config names"
-        ) from error
+#: The first line of each command's help. PyTorch is imported only to run one: that takes seconds.
+COMMANDS = {
+    "teach": "Train a network on labels alone: a teacher, or a baseline.",
+    "distil": "Train a student from a teacher.",
+    "reproduce": "Train the network of a published run, by the name of its recipe.",
+    "compare": "Compare methods over seeds: a table of results, and differences with intervals.",
+    "evaluate": "Measure the accuracy of a trained network.",
+    "predict": "Name the bird in a picture.",
+    "pack": "Save a trained network with 16 bits a weight, in half the space.",
+    "draw": "Draw the Birdlets data set, in the layout of CUB-200-2011.",
+    "methods": "List the methods and their objectives.",
+    "recipes": "List the recipes of the published runs with their figures, or show one.",
+    "networks": "List the networks and their numbers of weights for 200 classes.",
+}
+USAGE = "usage: icd [-h] COMMAND ..."
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 1 for what went wrong with a reason, 130 for Ctrl-C."""
-    name, options = "", dict[str, Any]()
+    """Run a command; return the exit status: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if words and words[0] in ("-h", "--help"):
+        print(f"{USAGE}\n\ncommands:")
+        print("\n".join(f"  {name:10} {line}" for name, line in COMMANDS.items()))
+        print("\n`icd COMMAND --help` lists the options of a command.")
+        return 0
+    if not words or words[0] not in COMMANDS:
+        from icd.errors import did_you_mean
+
+        wrong = f'there is no command "{words[0]}":' if words else "a command is missing:"
+        hint = did_you_mean(words[0], list(COMMANDS)) if words else ""
+        print(f"{USAGE}\nicd: error: {wrong}{hint} `icd --help` lists them", file=sys.stderr)
+        return 2
     try:
-        parser = _parser()
-        try:
-            given = _spell_out(sys.argv[1:] if arguments is None else arguments)
-        except ValueError as error:
-            parser.error(str(error))
-        chosen = parser.parse_args(given)
-        name = chosen.subcommand
-        options = _instantiate(parser, chosen)
-        options.pop("config", None)
-        settings = {key: asdict(v) if isinstance(v, (DataSet, Recipe)) else v for key, v in options.items()}
-        if name in TRAINING:
-            settings = json.loads(json.dumps(settings))
-            _reconcile(Path(options["folder"]), settings)
-        # Of several processes one speaks; what goes wrong, each says for itself.
-        with nullcontext() if is_main_process() else redirect_stdout(io.StringIO()):
-            train = COMMANDS[name](**options)
-            if train is not None:  # all is checked; `--config` reads the resolved settings again
-                text = yaml.safe_dump(settings, sort_keys=False)
-                write_atomically(Path(options["folder"]) / "config.yaml", text)
-                train()
+        from icd.cli.execute import execute
     except KeyboardInterrupt:
-        if is_main_process():
-            print(f"\nstopped{_how_to_go_on(name, options)}", file=sys.stderr)
+        print("\nstopped", file=sys.stderr)
         return 130
-    except PROMISED as error:
-        # In one piece, should several processes write at once.
-        sys.stderr.write(f"icd {name}: {_sentence(error)}\n")
-        return 1
-    return 0
-
-
-def _how_to_go_on(name: str, options: dict[str, Any]) -> str:
-    if name not in TRAINING or "folder" not in options:
-        return ""
-    if any(Path(options["folder"]).rglob("checkpoint.pt")):
-        return "; give the same command again to go on from its checkpoint"
-    return " before its first checkpoint; the same command starts again"
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return execute(words[0], words[1:])

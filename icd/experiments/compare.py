@@ -1,40 +1,55 @@
-"""Methods compared fairly: the same start, the same batches, seed by seed, and a row for every run."""
+"""Compare methods over seeds: same initial weights, same batches, and one row of results for every run."""
 
 from __future__ import annotations
 
-import csv
-import io
+import json
 import shlex
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import nn
 
+from icd.datasets import DataSet
 from icd.datasets.cache import CachedImages
 from icd.errors import RunError, did_you_mean
+from icd.experiments.run import Part, check_same_classes, load_images, new_student, result_settings
 from icd.experiments.statistics import Interval, paired_interval
 from icd.files import write_atomically
-from icd.networks.build import network
 from icd.objective import METHODS
+from icd.trainer.checkpoint import flatten
 from icd.trainer.distributed import is_main_process, world_size
 from icd.trainer.evaluate import accuracy
 from icd.trainer.loop import fit_together
 from icd.trainer.provenance import commit, device_name
-from icd.trainer.recipe import Recipe
+from icd.trainer.recipe import EXECUTION_FIELDS, Recipe
 from icd.trainer.student import Student
+
+# pandas is imported where it is used: it takes 0.3 s, and most commands read no table.
+
+#: Settings that two runs of one experiment may differ in. The same images may be in any folder.
+FREE = {"data.root", "recipe.seed", *(f"recipe.{name}" for name in EXECUTION_FIELDS)}
 
 
 @dataclass(frozen=True)
 class Result:
-    """One finished run: what was measured, and what is needed to measure it again.
+    """One finished run: its accuracy, and how it was made.
 
-    `device` and `commit` are those that it learned on, with commas between them where there were several.
-    Students of a seed learn side by side: `seconds` is the wall time of all `together` of them, teacher
-    included, and `peak_mb` the most memory that the process held, the first one of several.
+    Attributes:
+        method: the method, or the name of the published run.
+        seed: of the weights, and of the order and crops of the images.
+        accuracy: fraction of `images` test or validation images, after the last epoch.
+        objective, network, epochs: as trained.
+        together: how many students were trained side by side.
+        seconds: wall time of all of them, the teacher's forward passes included.
+        peak_mb: peak memory of the (first) process.
+        device, commit: of the training; comma-separated if a run was resumed elsewhere.
+        command: what was run.
+        settings: data, recipe and teacher, as `icd.experiments.run.result_settings` returns them.
     """
 
     method: str
@@ -50,107 +65,162 @@ class Result:
     device: str
     commit: str
     command: str
+    settings: dict[str, Any]
 
 
-def compare(
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    student: str,
-    train: CachedImages,
-    held: CachedImages,
-    recipe: Recipe,
-    teacher: nn.Module,
-    folder: str | Path,
-    progress: bool = True,
-) -> list[Result]:
-    """Train a student by every method for every seed; returns the rows of `folder/results.csv`.
+COLUMNS = [field.name for field in fields(Result)]
 
-    The students of a seed start from the same weights and see the same batches, so that differences
-    between methods are paired by construction; the teacher is asked once for all of them. What has a row
-    in the table is not run again, and a seed that was stopped goes on from its checkpoint.
 
-    Args:
+@dataclass(frozen=True)
+class Comparison:
+    """Students of several methods, trained over several seeds (chapters 2 and 6).
+
+    The students of a seed start from the same weights, see the same batches and share the teacher's forward
+    pass, so differences between methods are paired.
+
+    Attributes:
         methods: names in `icd.objective.METHODS`.
-        seeds: of the students' weights, and of the order and the cut of the images.
-        student: a name in `icd.zoo.NETWORKS`.
-        train: what all learn from.
-        held: what accuracy is measured on, once, after the last epoch.
-        recipe: how all are trained; its seed is replaced by each of `seeds`.
-        teacher: whom all learn from.
-        folder: for the table, and a folder for each seed.
+        seeds: of the weights and of the order and crops of the images.
+        network: of the students, a name in `icd.networks.NETWORKS`.
+        data: the images.
+        recipe: how all are trained; each of `seeds` replaces its seed.
+        teacher: the network that all are trained from.
+        folder: for results.csv, and a folder for each seed.
+        teacher_classes: the names of the teacher's classes; None if unknown.
+        split: what accuracy is measured on. "validation" trains on the other training images, "test" on all.
         progress: show bars.
-
-    Raises:
-        RunError: an unknown method, none at all or one named twice, no seed, or a table of other runs.
     """
-    check_methods(methods, seeds)
-    table, rows = Path(folder) / "results.csv", finished(folder, student, recipe, held)
-    for seed in seeds:
-        done = {row.method for row in rows if row.seed == seed}
-        missing = [method for method in methods if method not in done]
-        if not missing:
-            continue
-        learners = []
-        for method in missing:
-            torch.manual_seed(seed)
-            fresh = network(student, len(train.classes), train.size)
-            learners.append(Student(fresh, METHODS[method](), method))
-        place = Path(folder) / f"seed-{seed}-{'+'.join(missing)}"
-        fit_together(
-            learners, train, replace(recipe, seed=seed), teacher=teacher, folder=place, progress=progress
-        )
-        for learner in learners:
-            rows.append(measure(learner, held, network=student, seed=seed, together=len(learners)))
-        if is_main_process():
-            write_results(table, rows)
-    return rows
 
+    methods: Sequence[str]
+    seeds: Sequence[int]
+    network: str
+    data: DataSet
+    recipe: Recipe
+    teacher: nn.Module
+    folder: str | Path
+    teacher_classes: tuple[str, ...] | None = None
+    split: Literal["validation", "test"] = "validation"
+    progress: bool = True
 
-def check_methods(methods: Sequence[str], seeds: Sequence[int]) -> None:
-    """Raise a RunError for an unknown method, none at all or one named twice, or no seed."""
-    for method in methods:
-        if method not in METHODS:
-            hint = did_you_mean(method, list(METHODS), f"There are {', '.join(METHODS)}")
-            raise RunError(f'there is no method "{method}":{hint}')
-        if list(methods).count(method) > 1:
-            raise RunError(f'the method "{method}" is named twice: once is enough')
-    if not methods or not seeds:
-        raise RunError(f"{len(methods)} methods for {len(seeds)} seeds: give one or more of both")
+    @cached_property
+    def training_images(self) -> CachedImages:
+        """The images to train on."""
+        part: Part = "train" if self.split == "validation" else "trainval"
+        return load_images(self.data, part, self.progress)
 
+    @cached_property
+    def test_images(self) -> CachedImages:
+        """The images to measure on."""
+        return load_images(self.data, self.split, self.progress)
 
-def finished(folder: str | Path, student: str, recipe: Recipe, held: CachedImages) -> list[Result]:
-    """The rows that `folder/results.csv` has already, or RunError for runs with other settings."""
-    table = Path(folder) / "results.csv"
-    rows = read_results(table) if table.exists() else []
-    for row in rows:
-        now = (student, recipe.epochs, len(held), str(METHODS[row.method]()) if row.method in METHODS else "")
-        if (row.network, row.epochs, row.images, row.objective) != now:
+    def check(self) -> None:
+        """Load the images and raise for settings that cannot be compared. Writes nothing to the folder.
+
+        Raises:
+            RunError: an unknown method, none or one given twice, no seed, or results of other settings.
+        """
+        for method in self.methods:
+            if method not in METHODS:
+                hint = did_you_mean(method, list(METHODS), f"There are {', '.join(METHODS)}")
+                raise RunError(f'there is no method "{method}":{hint}')
+            if list(self.methods).count(method) > 1:
+                raise RunError(f'the method "{method}" is given twice: give it once')
+        if not self.methods or not self.seeds:
             raise RunError(
-                f"{table} holds runs with other settings ({row.method}, seed {row.seed}): name another folder"
+                f"{len(self.methods)} methods for {len(self.seeds)} seeds: give one or more of both"
             )
-    return rows
+        if self.recipe.seed:
+            raise RunError(
+                f"the recipe's seed is {self.recipe.seed}: a comparison takes its seeds from --seeds alone"
+            )
+        for method in self.methods:
+            check_same_classes(METHODS[method](), self.teacher_classes, self.training_images.classes)
+        new_student(self.network, METHODS[self.methods[0]](), self.training_images, 0)
+        self._finished()
+
+    def run(self) -> list[Result]:
+        """Train what has no row in `folder/results.csv` yet; return all rows.
+
+        A stopped seed resumes from its checkpoint.
+
+        Raises:
+            RunError, NonFiniteLoss, KeyboardInterrupt: as `check` and `icd.trainer.fit_together`.
+        """
+        self.check()
+        rows = self._finished()
+        for seed in self.seeds:
+            done = {row.method for row in rows if row.seed == seed}
+            missing = [method for method in self.methods if method not in done]
+            if not missing:
+                continue
+            students = [
+                new_student(self.network, METHODS[method](), self.training_images, seed, method)
+                for method in missing
+            ]
+            fit_together(
+                students,
+                self.training_images,
+                replace(self.recipe, seed=seed),
+                teacher=self.teacher,
+                folder=Path(self.folder) / f"seed-{seed}-{'+'.join(missing)}",
+                progress=self.progress,
+            )
+            for student in students:
+                settings = result_settings(self.data, self.recipe, student.provenance, split=self.split)
+                rows.append(
+                    measure(student, self.test_images, self.network, seed, settings, together=len(students))
+                )
+            if is_main_process():
+                write_results(Path(self.folder) / "results.csv", rows)
+        return rows
+
+    def _finished(self) -> list[Result]:
+        table = Path(self.folder) / "results.csv"
+        rows = read_results(table) if table.exists() else []
+        settings = result_settings(self.data, self.recipe, split=self.split)
+        for row in rows:
+            objective = str(METHODS[row.method]()) if row.method in METHODS else ""
+            same = (row.network, row.objective) == (self.network, objective)
+            if not same or not same_settings(row.settings, settings):
+                raise RunError(
+                    f"{table} has results of other settings ({row.method}, seed {row.seed}): "
+                    "choose another folder"
+                )
+        return rows
+
+
+def same_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two runs differ in `FREE` settings alone. An unknown teacher equals any."""
+    flat = [{k: v for k, v in flatten(settings).items() if k not in FREE} for settings in (one, other)]
+    teachers = {settings.pop("teacher", None) for settings in flat} - {None}
+    return flat[0] == flat[1] and len(teachers) <= 1
 
 
 def measure(
-    learner: Student, held: CachedImages, *, network: str, seed: int, together: int = 1, command: str = ""
+    student: Student,
+    images: CachedImages,
+    network: str,
+    seed: int,
+    settings: dict[str, Any],
+    together: int = 1,
+    command: str | None = None,
 ) -> Result:
-    """The row of a student that has learned: its accuracy on `held`, and what is needed to measure it again.
+    """Measure a trained student's accuracy on `images`; return it as a row.
 
-    `command` is by default the one that runs.
+    `command` is by default the command line of this process.
     """
-    last = learner.history[-1]
+    last = student.history[-1]
     here = {
-        "device": device_name(next(learner.network.parameters()).device, world_size()),
+        "device": device_name(next(student.network.parameters()).device, world_size()),
         "commit": commit(),
     }
-    # A run from before this was kept is taken for one of this device.
-    made = {name: ", ".join(dict.fromkeys(on[name] for on in learner.provenance or [here])) for name in here}
+    made = {name: ", ".join(dict.fromkeys(on[name] for on in student.provenance or [here])) for name in here}
     return Result(
-        method=learner.name,
+        method=student.name,
         seed=seed,
-        accuracy=accuracy(learner.network, held),
-        images=len(held),
-        objective=str(learner.objective),
+        accuracy=accuracy(student.network, images),
+        images=len(images),
+        objective=str(student.objective),
         network=network,
         epochs=last["epoch"],
         together=together,
@@ -158,14 +228,15 @@ def measure(
         peak_mb=last["peak_mb"],
         device=made["device"],
         commit=made["commit"],
-        command=command or command_line(),
+        command=command_line() if command is None else command,
+        settings=settings,
     )
 
 
 def differences(rows: Sequence[Result], baseline: str) -> dict[str, Interval]:
-    """How many points better each method is than `baseline`, by seed (chapters 2 and 6).
+    """Return each method's mean gain over `baseline` in points, paired by seed (chapters 2 and 6).
 
-    Methods with fewer than two seeds in common with the baseline are left out.
+    Methods with fewer than two seeds in common with the baseline are skipped.
     """
     by_method: dict[str, dict[int, float]] = {}
     for row in rows:
@@ -180,55 +251,60 @@ def differences(rows: Sequence[Result], baseline: str) -> dict[str, Interval]:
 
 
 def read_results(path: str | Path) -> list[Result]:
-    """The rows of a results table.
+    """Return the rows of a results table.
 
     Raises:
-        RunError: no such file, one with other columns, or a value that does not fit its column.
+        RunError: there is no such file, it has other columns, or a value is wrong; with its line.
     """
+    import pandas as pd
+
     try:
-        reader = csv.reader(io.StringIO(Path(path).read_bytes().decode("utf-8-sig"), newline=""), strict=True)
-        rows = [(reader.line_num, row) for row in reader if row]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of a row with too many values
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
     except OSError as error:
-        raise RunError(f"{path}: this table cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise RunError(f"{path} is no table of results ({error})") from error
-    columns = [field.name for field in fields(Result)]
-    if not rows or rows[0][1] != columns:
-        raise RunError(f"{path} is no table of results: its first line is not {','.join(columns)}")
+        raise RunError(f"{path} cannot be read ({error.strerror or error})") from error
+    except (ValueError, Warning) as error:  # text that is not UTF-8 or CSV
+        raise RunError(f"{path} is not a table of results ({str(error).strip()})") from error
+    if list(table.columns) != COLUMNS:
+        raise RunError(f"{path} is not a table of results: its columns are not {','.join(COLUMNS)}")
     results: dict[tuple[str, int], Result] = {}
-    for line, row in rows[1:]:
+    for line, row in enumerate(table.to_dict("records"), 2):
         result = _read_row(f"{path}:{line}", row)
         if results.setdefault((result.method, result.seed), result) is not result:
             raise RunError(f"{path}:{line}: {result.method} with seed {result.seed} has a row already")
     return list(results.values())
 
 
-def _read_row(place: str, row: list[str]) -> Result:
-    if len(row) != len(fields(Result)):
-        raise RunError(f"{place}: {len(row)} values, expected {len(fields(Result))}")
+def _read_row(place: str, row: dict[Any, Any]) -> Result:
+    readers: dict[str, tuple[Any, str]] = {
+        "int": (int, "a whole number"),
+        "float": (float, "a number"),
+        "dict[str, Any]": (lambda text: dict(json.loads(text)), "settings in JSON"),
+    }
     values: dict[str, Any] = {}
-    for field, text in zip(fields(Result), row, strict=True):
-        kind = {"int": int, "float": float, "str": str}[str(field.type)]
+    for field in fields(Result):
+        text = row[field.name]
+        read, kind = readers.get(str(field.type), (str, ""))
         try:
-            values[field.name] = kind(text)
-        except ValueError:
-            number = "a whole number" if kind is int else "a number"
-            raise RunError(f"{place}: the {field.name} is {text!r}, not {number}") from None
+            values[field.name] = read(text)
+        except (ValueError, TypeError, RecursionError):
+            raise RunError(f"{place}: the {field.name} is {text!r}, not {kind}") from None
     if not 0 <= values["accuracy"] <= 1:
-        raise RunError(f"{place}: the accuracy is {values['accuracy']}, not a share from 0 to 1")
+        raise RunError(f"{place}: the accuracy is {values['accuracy']}, not a fraction from 0 to 1")
     return Result(**values)
 
 
 def write_results(path: str | Path, rows: Sequence[Result]) -> None:
-    """Write a results table, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Result)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    write_atomically(Path(path), text.getvalue())
+    """Write a results table atomically."""
+    import pandas as pd
+
+    records = [asdict(row) | {"settings": json.dumps(row.settings)} for row in rows]
+    text = pd.DataFrame(records, columns=COLUMNS).to_csv(index=False, lineterminator="\n")
+    write_atomically(Path(path), text)
 
 
 def command_line() -> str:
-    """What to type to run this command again."""
-    several = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(world_size())]
-    return shlex.join([*(several if world_size() > 1 else ["python"]), "-m", "icd", *sys.argv[1:]])
+    """Return the command that started this process."""
+    several = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(world_size()), "-m"]
+    return shlex.join([*(several if world_size() > 1 else []), "icd", *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""A trained network as one small file: its weights, and what is needed to use them on a picture."""
+"""A trained network in one file, with a card that says how to use it on a picture."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ from icd.networks.pretrained import load_weights
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a saved network is, kept in its file.
+    """The description of a saved network, in its file.
 
     Attributes:
-        network: its name in `icd.zoo.NETWORKS`.
-        classes: the names of its classes, in the order of its logits.
-        size: pixels a side of the square that it sees; the form of some networks depends on it.
-        resize: how a picture becomes a square.
-        mean, std: of the pixels in [0, 1], for each channel.
-        note: how it was trained.
-        resize_size: pixels a side to which a picture is resized before the centre crop; default as
-            `icd.datasets.cache.load` stores.
-        crop: "box" where it learned from birds that were cut out by their boxes, else "image".
-        margin: how much of a box was added on each side.
+        network: a name in `icd.networks.NETWORKS`.
+        classes: the names of the classes, in the order of the logits.
+        size: pixels a side of the input.
+        resize: how a picture is made square: "squash", or "shorter" and a centre crop.
+        mean, std: of each channel, for normalising pixels in [0, 1].
+        note: how the network was trained.
+        resize_size: pixels a side to which a picture is resized before the centre crop of `size`; by default
+            as for training images.
+        crop: "box" if it was trained on birds cropped to their bounding boxes, else "image".
+        margin: fraction of a box that was added on each side.
 
-    Raises ModelError for what cannot be.
+    Raises:
+        ModelError: an invalid value.
     """
 
     network: str
@@ -51,7 +52,7 @@ class ModelCard:
     std: Channels = STD
     note: str = ""
     resize_size: int | None = None
-    crop: Crop = "image"  # older files do not say
+    crop: Crop = "image"
     margin: float = 0.1
 
     def __post_init__(self) -> None:
@@ -69,15 +70,15 @@ class ModelCard:
             "crop": self.crop in ("image", "box"),
             "margin": isinstance(self.margin, int | float) and 0 <= self.margin <= 10,
         }
-        for name, well in fits.items():
-            if not well:
+        for name, valid in fits.items():
+            if not valid:
                 raise ModelError(f"the card's {name} cannot be {getattr(self, name)!r}")
 
 
 def save_model(path: str | Path, model: nn.Module, card: ModelCard, half: bool = False) -> None:
-    """Write the weights and the card to `path`, a safetensors file, whole or not at all.
+    """Save the weights and the card to `path`, a safetensors file, atomically.
 
-    `half` keeps 16 bits of each weight, for a file half the size; they are float32 again when loaded.
+    `half` saves float16 weights, in half the space; they are loaded as float32.
     """
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     if half:
@@ -86,10 +87,10 @@ def save_model(path: str | Path, model: nn.Module, card: ModelCard, half: bool =
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, ModelCard]:
-    """A saved network in evaluation mode, and its card (chapter 6). `path` is the file, or a run's folder.
+    """Load a network in evaluation mode and its card from a file or a run's folder (chapter 6).
 
     Raises:
-        ModelError: no such file, no saved network, or weights that do not fit the network it names.
+        ModelError: there is no such file, it was not saved by icd, or the weights do not fit the card.
     """
     path = Path(path)
     path = path / "model.safetensors" if path.is_dir() else path
@@ -113,30 +114,31 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelCard]:
 
 def _read_card(path: Path, text: str | None) -> ModelCard:
     if text is None:
-        raise ModelError(f"{path} holds weights and no card: it was not saved by icd")
+        raise ModelError(f"{path} has no card: it was not saved by icd")
     try:
-        said: dict[str, Any] = dict(json.loads(text))
-        said |= {name: tuple(value) for name, value in said.items() if isinstance(value, list)}
-        return ModelCard(**said)
+        values: dict[str, Any] = dict(json.loads(text))
+        values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return ModelCard(**values)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     except (TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: its card cannot be read") from error
 
 
-def picture(path: str | Path, card: ModelCard, box: Sequence[float] | None = None) -> Tensor:
-    """A picture file as the network sees it: normalised, (1, 3, size, size).
-
-    Resized like the training images, and the middle of it taken.
+def load_image(path: str | Path, card: ModelCard, box: Sequence[float] | None = None) -> Tensor:
+    """Load a picture as the network's input: resized as the training images, centre-cropped, normalised.
 
     Args:
         path: the file.
-        card: how.
-        box: where the bird is: left, top, width and height in pixels of the picture, upright as a viewer
-            shows it. It is cut out as the boxes of training images are.
+        card: of the network.
+        box: left, top, width and height of the bird in pixels of the upright picture, to crop to as in
+            training.
+
+    Returns:
+        (1, 3, size, size).
 
     Raises:
-        DataError: the file is not there or does not decode, or a box that is none, or outside.
+        DataError: the file is missing or damaged, or the box is invalid or outside the picture.
     """
     path, whole = Path(path), card.resize_size or stored_size(card.size)
     photo = ImageList(
@@ -160,7 +162,7 @@ def picture(path: str | Path, card: ModelCard, box: Sequence[float] | None = Non
 
 
 def _in_file(path: Path, box: Sequence[float]) -> tuple[tuple[float, ...], int]:
-    """A box of the upright picture as it lies in the file, whose birds may lie on their side, and how."""
+    """Map a box from EXIF-upright coordinates to the file's; also return the EXIF orientation."""
     if len(box) != 4 or not all(math.isfinite(value) for value in box) or min(box[2:]) <= 0:
         raise DataError(f"the box is {tuple(box)}: give left, top, width and height in pixels")
     with Image.open(path) as image:
@@ -169,9 +171,9 @@ def _in_file(path: Path, box: Sequence[float]) -> tuple[tuple[float, ...], int]:
         width, height = height, width
     x, y, w, h = box
     if not (0 <= x + w / 2 <= width and 0 <= y + h / 2 <= height):
-        said = f"({x:g}, {y:g}, {w:g}, {h:g})"
+        text = f"({x:g}, {y:g}, {w:g}, {h:g})"
         raise DataError(
-            f"{path}: the middle of the box {said} is not in its image, {width} x {height} pixels"
+            f"{path}: the centre of the box {text} is outside the picture of {width} x {height} pixels"
         )
     x = width - x - w if turned in (2, 3, 6, 7) else x
     y = height - y - h if turned in (3, 4, 7, 8) else y
@@ -182,14 +184,13 @@ def _in_file(path: Path, box: Sequence[float]) -> tuple[tuple[float, ...], int]:
 def classify(
     model: nn.Module, card: ModelCard, path: str | Path, top: int = 5, box: Sequence[float] | None = None
 ) -> list[tuple[str, float]]:
-    """The most likely classes of a picture with their probabilities, the likeliest first.
+    """Return the `top` most likely classes of a picture with their probabilities, in descending order.
 
-    `box` says where the bird is, as in `picture`: a network that learned from birds cut out by their boxes
-    (`card.crop`) is much better with it.
+    Pass the bird's `box`, as for `load_image`, to a network that was trained on boxes (`card.crop`).
     """
     if top < 1:
         raise ValueError(f"top is {top}: give 1 or more")
     device = next(model.parameters()).device
-    chances = model(picture(path, card, box).to(device)).float().softmax(1)[0].cpu()
-    best = chances.topk(min(top, len(card.classes)))
+    probabilities = model(load_image(path, card, box).to(device)).float().softmax(1)[0].cpu()
+    best = probabilities.topk(min(top, len(card.classes)))
     return [(card.classes[int(i)], float(p)) for p, i in zip(best.values, best.indices, strict=True)]

@@ -1,4 +1,4 @@
-"""What a run shows: accuracy, differences with their intervals, who is taken for whom, and groups."""
+"""Statistics of results: paired intervals, confusions within groups, clusters and their agreement."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# scipy and scikit-learn are imported where they are used: seconds, and a training run needs this file too.
+# scipy and scikit-learn are imported where they are used: they take seconds, and comparisons need this file.
 
 
-def within(groups: Sequence[int] | np.ndarray, logits: Tensor, labels: Tensor) -> float:
-    """Of the wrong answers, the share that stays inside the right group (chapter 1).
-
-    A group is a bird's family, say.
+def within_group_error_share(groups: Sequence[int] | np.ndarray, logits: Tensor, labels: Tensor) -> float:
+    """Return the fraction of wrong predictions that name a class of the right group (chapter 1).
 
     Args:
-        groups: the group of each class, (C,).
+        groups: the group of each class, such as a bird's family, (C,).
         logits: (N, C).
         labels: (N,).
 
     Returns:
-        A share in [0, 1]; NaN where no answer is wrong.
+        A fraction in [0, 1]; NaN if no prediction is wrong.
     """
     group = torch.as_tensor(np.asarray(groups))
     answer = logits.argmax(1)
@@ -32,7 +30,7 @@ def within(groups: Sequence[int] | np.ndarray, logits: Tensor, labels: Tensor) -
 
 
 class Interval(NamedTuple):
-    """A mean with the bounds of its confidence interval, printed with two decimals."""
+    """A mean with its confidence interval, printed with two decimals."""
 
     mean: float
     low: float
@@ -46,10 +44,10 @@ class Interval(NamedTuple):
 
 
 def paired_interval(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The mean of `a - b`, pairs of one seed, and its Student t interval (chapters 2 and 6).
+    """Return the mean of `a - b`, paired by seed, and its Student t interval (chapters 2 and 6).
 
     Raises:
-        ValueError: fewer than two pairs, lists of different length, or what is not finite.
+        ValueError: fewer than two pairs, lists of different length, or a value that is not finite.
     """
     from scipy.stats import t as student_t
 
@@ -69,54 +67,53 @@ def paired_interval(a: Sequence[float], b: Sequence[float], confidence: float = 
     return Interval(float(mean), float(mean - reach), float(mean + reach), len(difference))
 
 
-def groups(likeness: np.ndarray, counts: Sequence[int] | np.ndarray) -> np.ndarray:
-    """The things that each matrix compares, in groups: average linkage (chapter 4).
+def average_linkage_clusters(similarity: np.ndarray, counts: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Cluster the items of each similarity matrix by average linkage (chapter 4).
 
-    Each thing starts as a group of its own. The two groups that are nearest, by the mean of
-    `1 - likeness` over their pairs, become one, until as many are left as were asked for.
+    Starts with a cluster for each item and merges the two clusters with the least mean of `1 - similarity`
+    over their pairs, until `counts` are left.
 
     Args:
-        likeness: symmetric, at most 1, ones on the diagonal: Gram matrices (N, n, n).
-        counts: how many groups, (N,), each 1 to n.
+        similarity: symmetric, at most 1, ones on the diagonal: Gram matrices (N, n, n).
+        counts: the number of clusters of each matrix, (N,), from 1 to n.
 
     Returns:
-        The group of each thing, counted from 0, (N, n) int64.
+        The cluster of each item, from 0, (N, n) int64.
 
     Raises:
-        ValueError: shapes that do not fit, a number of groups that there cannot be, or a
-            likeness that is not finite.
+        ValueError: shapes that do not match, counts outside 1 to n, or a similarity that is not finite.
     """
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.spatial.distance import squareform
 
-    likeness, counts = np.asarray(likeness, dtype=float), np.asarray(counts)
-    if likeness.ndim != 3 or likeness.shape[1] != likeness.shape[2] or counts.shape != likeness.shape[:1]:
+    similarity, counts = np.asarray(similarity, dtype=float), np.asarray(counts)
+    shape = similarity.shape
+    if similarity.ndim != 3 or shape[1] != shape[2] or counts.shape != shape[:1]:
         raise ValueError(
-            f"groups: likeness {likeness.shape} and counts {counts.shape}: expected (N, n, n) and (N,)"
+            f"average_linkage_clusters: similarity {shape} and counts {counts.shape}: "
+            "expected (N, n, n) and (N,)"
         )
-    most = likeness.shape[1]
-    if not ((counts >= 1) & (counts <= most)).all():
-        raise ValueError(f"groups: counts are {counts.tolist()}: {most} things make 1 to {most} groups")
-    if not np.isfinite(likeness).all():
-        raise ValueError("groups: a likeness is not finite")
-    apart = np.clip(1 - likeness, 0, None)  # a cosine may round to more than 1
-    trees = (linkage(squareform(matrix, checks=False), "average") for matrix in apart)
+    if not ((counts >= 1) & (counts <= shape[1])).all():
+        raise ValueError(f"average_linkage_clusters: counts are {counts.tolist()}: give 1 to {shape[1]}")
+    if not np.isfinite(similarity).all():
+        raise ValueError("average_linkage_clusters: a similarity is not finite")
+    distance = np.clip(1 - similarity, 0, None)  # a cosine may round to more than 1
+    trees = (linkage(squareform(matrix, checks=False), "average") for matrix in distance)
     cut = [fcluster(tree, count, "maxclust") for tree, count in zip(trees, counts, strict=True)]
     return np.array(cut, dtype=np.int64) - 1
 
 
 def adjusted_mutual_information(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """How far two groupings of n things agree beyond chance (Vinh et al. 2010; chapter 4).
+    """Return the agreement of two clusterings beyond chance (Vinh et al. 2010; chapter 4).
 
-    `(MI - E[MI]) / (mean entropy - E[MI])`: 1 where they are the same, 0 on average where one
-    is shuffled. It is scikit-learn's `adjusted_mutual_info_score` for N pairs at once, which
-    spends far longer on checking the arguments of sixteen things than on the sum.
+    `(MI - E[MI]) / (mean entropy - E[MI])`: 1 if they are the same, 0 on average if one is shuffled. It is
+    scikit-learn's `adjusted_mutual_info_score` for N pairs at once, and much faster on small clusterings.
 
     Args:
-        first, second: the group of each thing, integers from 0, (N, n).
+        first, second: the cluster of each item, integers from 0, (N, n).
 
     Returns:
-        (N,); below 0 where they agree less than chance would have it.
+        (N,); below 0 if they agree less than by chance.
 
     Raises:
         ValueError: shapes that differ, or are not (N, n).
@@ -127,7 +124,7 @@ def adjusted_mutual_information(first: np.ndarray, second: np.ndarray) -> np.nda
     first, second = np.asarray(first), np.asarray(second)
     if first.ndim != 2 or first.shape != second.shape:
         raise ValueError(
-            f"adjusted_mutual_information: groupings {first.shape} and {second.shape}: expected (N, n) twice"
+            f"adjusted_mutual_information: shapes {first.shape} and {second.shape}: expected (N, n) twice"
         )
     n = first.shape[1]
     member_first = first[:, :, None] == np.arange(first.max() + 1)
@@ -139,5 +136,5 @@ def adjusted_mutual_information(first: np.ndarray, second: np.ndarray) -> np.nda
     entropy = (entr(rows).sum((1, 2)) + entr(columns).sum((1, 2))) / 2
     chance = np.array([expected_mutual_information(t[t.any(1)][:, t.any(0)], n) for t in tables])
     room = entropy - chance
-    alike = np.isclose(room, 0)  # all in one group, or each in its own, in both
-    return np.where(alike, 1.0, (shared - chance) / np.where(alike, 1.0, room))
+    same = np.isclose(room, 0)  # both have one cluster, or both one for each item
+    return np.where(same, 1.0, (shared - chance) / np.where(same, 1.0, room))

@@ -36,7 +36,7 @@ MYST = {
 DRAWS = re.compile(r"\bplt\.show\(|\bcontact_sheet\(")
 NAMES_CHAPTERS = re.compile(r"\bchapters?\s+(\d+(?:(?:,| and)\s+\d+)*)")
 #: What a chapter uses and says in words: its subject is what they return, and their source is no equation.
-IN_WORDS = {"Scores", "score", "within", "paired_interval"}
+IN_WORDS = {"Scores", "score", "within_group_error_share", "paired_interval"}
 #: Public functions whose docstring says where they are derived.
 DERIVED = [
     pytest.param(value, id=name)

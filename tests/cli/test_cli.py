@@ -1,4 +1,4 @@
-"""The command line, as a newcomer types it: a folder of photographs in, a student that names birds out."""
+"""The command line: from a folder of photographs to a student that names birds."""
 
 import json
 import re
@@ -6,18 +6,22 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import ROOT
 from PIL import Image
 
-from icd.cli.commands import COMMANDS
-from icd.cli.main import _spell_out, main
+from icd.cli import commands
+from icd.cli.execute import parse
+from icd.cli.main import COMMANDS, main
 from icd.datasets import DataSet
 from icd.datasets.birds import CUB200
-from icd.experiments.model_file import ModelCard, classify, load_model, picture
+from icd.experiments.model_file import ModelCard, classify, load_image, load_model
+from icd.experiments.published import published_run
 from icd.files import data_path
 from icd.trainer import Recipe
 
@@ -33,7 +37,7 @@ SHORT = [
 
 @pytest.fixture(scope="module")
 def birds(tmp_path_factory):
-    """A reader's own photographs: three classes that differ in colour, ten images of each."""
+    """Three classes of photographs that differ in colour, ten images of each."""
     root, generator = tmp_path_factory.mktemp("birds"), np.random.default_rng(0)
     for label, name in enumerate(("crow", "finch", "gull")):
         (root / name).mkdir()
@@ -46,7 +50,7 @@ def birds(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(birds, tmp_path_factory):
-    """A teacher and a student of it, made by two commands."""
+    """A teacher and its student, trained by two commands."""
     folder = tmp_path_factory.mktemp("runs")
     where = ["--data.root", str(birds)]
     assert main(["teach", str(folder / "teacher"), "--network", "resnet10-8", *where, *SHORT]) == 0
@@ -69,7 +73,7 @@ def runs(birds, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def boxed(tmp_path_factory):
-    """Birds with boxes, and a network that learned from what the boxes hold; its settings are odd ones."""
+    """Birds with boxes, and a network that was trained on boxes with unusual settings."""
     root = tmp_path_factory.mktemp("boxed")
     small = ["--species", "3", "--families", "1", "--train", "8", "--test", "4", "--size", "64"]
     assert main(["draw", str(root / "drawn"), *small]) == 0
@@ -80,25 +84,37 @@ def boxed(tmp_path_factory):
     return root
 
 
-def test_help_answers_for_every_command():
-    said = subprocess.run(
-        [sys.executable, "-m", "icd", "--help"], capture_output=True, text=True, check=True
-    ).stdout
-    for name, function in COMMANDS.items():
-        assert name in said
+def test_every_command_has_help(capsys):
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    for name, line in COMMANDS.items():
+        assert f"  {name:10} {line}\n" in listed
+        assert getattr(commands, name).__doc__.splitlines()[0] == line
         with pytest.raises(SystemExit, match="0"):
             main([name, "--help"])
-        assert function.__doc__
+        out = capsys.readouterr().out
+        assert out.startswith(f"usage: icd {name} ")
+        assert line.rstrip(".") in " ".join(out.split())
 
 
-def test_a_command_waits_for_no_library_that_it_does_not_use():
-    heavy = "scipy", "sklearn", "torchvision", "matplotlib"
-    look = f"import sys, icd.__main__; print([name for name in {heavy} if name in sys.modules])"
-    said = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout
-    assert said == "[]\n"
+def test_help_and_imports_are_quick():
+    """The list of commands needs no PyTorch, and a command no library that it does not use."""
+    heavy = "torch", "scipy", "sklearn", "torchvision", "matplotlib", "pandas"
+    look = f"print([name for name in {heavy} if name in sys.modules])"
+    code = (
+        f"import sys; from icd.cli.main import main; main(['--help']); {look}; import icd.cli.execute; {look}"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-2:] == ["[]", "['torch']"]
 
 
-def test_a_run_leaves_its_settings_its_log_and_a_small_model(runs):
+def test_a_script_named_icd_is_installed():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf8")
+    module, function = re.search(r'\[project\.scripts\]\nicd = "([\w.]+):(\w+)"', project).groups()
+    assert getattr(import_module(module), function) is main
+
+
+def test_a_run_saves_settings_log_checkpoint_and_a_small_model(runs):
     student = runs / "student"
     assert sorted(p.name for p in student.iterdir()) == [
         "checkpoint.pt",
@@ -119,7 +135,7 @@ def test_a_run_leaves_its_settings_its_log_and_a_small_model(runs):
     assert not model.training
 
 
-def test_settings_written_beside_a_run_start_it_again(runs, capsys):
+def test_config_yaml_starts_the_run_again(runs, capsys):
     before = load_model(runs / "student")[0].state_dict()
     assert main(["distil", "--config", str(runs / "student" / "config.yaml")]) == 0
     after = load_model(runs / "student")[0].state_dict()
@@ -136,13 +152,13 @@ def test_only_clustering_learns_from_a_teacher_of_other_classes(runs, birds, tmp
     by_gram = ["--method", "cross_entropy() + 2 * clustering()"]
     assert trained("distil", "a", *by_gram) == 0
     assert trained("compare", "b", "--methods", "alone", "--seeds", "1") == 0
-    said = capsys.readouterr()
-    assert "an epoch takes" not in said.out + said.err  # there is no other one
+    printed = capsys.readouterr()
+    assert "an epoch takes" not in printed.out + printed.err  # there is only one epoch
     assert trained("distil", "c") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
-def test_how_a_run_began_stays_in_its_settings(runs, tmp_path, capsys):
+def test_a_resumed_run_keeps_its_execution_settings(runs, tmp_path, capsys):
     run = shutil.copytree(runs / "teacher", tmp_path / "run")
     began = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump({**began, "folder": str(run)}))
@@ -163,49 +179,53 @@ def test_how_a_run_began_stays_in_its_settings(runs, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", ["teach", "distil"])
-def test_a_recipe_is_a_file_or_the_name_of_a_published_run(command, runs, birds, tmp_path, capsys):
+def test_a_recipe_may_be_a_file(command, runs, birds, tmp_path):
     (tmp_path / "rec.yaml").write_text("epochs: 1\nbatch_size: 8\nlearning_rate: 0.03\n")
     words = [command, *([str(runs / "teacher")] if command == "distil" else []), str(tmp_path / "a")]
     words += ["--network", "resnet10-8", "--data.root", str(birds), "--recipe", str(tmp_path / "rec.yaml")]
     assert main(words) == 0
     kept = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
     assert (kept["recipe"]["epochs"], kept["recipe"]["learning_rate"]) == (1, 0.03)
-    with pytest.raises(SystemExit, match="0"):
-        main([command, "--help"])
-    assert "Name of a published run" in " ".join(capsys.readouterr().out.split())
-    vgg = _spell_out([command, "--recipe", "cub200-vgg13", "runs/x"])
-    assert vgg[0] == "teach"
-    assert json.loads(vgg[2])["network"] == "vgg13"
-    assert vgg[3:] == ["runs/x"]
 
 
-def test_ctrl_c_is_answered_plainly(birds, tmp_path, monkeypatch, capsys):
+def test_reproduce_is_teach_or_distil_with_the_settings_of_a_recipe():
+    name, options = parse("reproduce", ["cub200-vgg13", "runs/x", "--recipe.seed", "3"])
+    assert (name, options["folder"], options["network"]) == ("teach", "runs/x", "vgg13")
+    assert options["images"] == published_run("cub200-vgg13").settings()["images"]
+    assert options["recipe"] == Recipe(seed=3)
+    student = "cub200-vgg13-vgg8-kd"
+    name, options = parse("reproduce", [student, "--data.root", "birds"])
+    assert (name, options["teacher"], options["folder"]) == ("distil", "runs/cub200-vgg13", f"runs/{student}")
+    assert options["data"] == DataSet("birds", size=224)
+
+
+def test_ctrl_c_says_how_to_resume(birds, tmp_path, monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     teach = ["teach", str(tmp_path / "run"), "--network", "resnet10-8", "--data.root", str(birds), *SHORT]
-    for place, words, said in (
+    for place, words, message in (
         ("icd.datasets.birdlets.dataset._write", ["draw", str(tmp_path / "drawn")], "stopped"),
         (
             "icd.experiments.run.DataSet.load",
             teach,
-            "stopped before its first checkpoint; the same command starts again",
+            "stopped before the first checkpoint: the same command starts again",
         ),
         (
             "icd.experiments.run.save_model",
             teach,
-            "stopped; give the same command again to go on from its checkpoint",
+            "stopped: run the same command again to resume from the checkpoint",
         ),
-        ("icd.cli.main.capture_parser", ["methods"], "stopped"),
+        ("icd.cli.execute.capture_parser", ["methods"], "stopped"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, interrupt)
             assert main(words) == 130
-        assert capsys.readouterr().err.splitlines()[-1] == said
+        assert capsys.readouterr().err.splitlines()[-1] == message
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_evaluate_uses_the_runs_own_images_and_predict_names_any_picture(runs, birds, tmp_path, capsys):
+def test_evaluate_uses_the_images_of_the_run_and_predict_any_picture(runs, birds, tmp_path, capsys):
     assert main(["evaluate", str(runs / "student"), "--split", "validation"]) == 0
     assert re.fullmatch(
         r"\d+\.\d\d % of 6 validation images \(standard error \d+\.\d\d\)\n", capsys.readouterr().out
@@ -220,10 +240,15 @@ def test_evaluate_uses_the_runs_own_images_and_predict_names_any_picture(runs, b
     assert all(re.fullmatch(r" *\d+\.\d %  (crow|finch|gull)", line) for line in lines)
 
 
-def test_what_is_given_beside_a_run_changes_that_alone(boxed, tmp_path, monkeypatch, capsys):
+def test_root_overrides_the_images_of_the_run(boxed, tmp_path, monkeypatch, capsys):
     seen = []
     load = DataSet.load
-    monkeypatch.setattr(DataSet, "load", lambda data, split: (seen.append(data), load(data, split))[1])
+
+    def seeing(data, *options):
+        seen.append(data)
+        return load(data, *options)
+
+    monkeypatch.setattr(DataSet, "load", seeing)
 
     def evaluated(*arguments):
         capsys.readouterr()
@@ -241,7 +266,7 @@ def test_what_is_given_beside_a_run_changes_that_alone(boxed, tmp_path, monkeypa
     assert seen[-1] == DataSet(str(moved), crop="box", margin=0.3, size=32, resize="shorter")
 
 
-def test_a_box_is_cut_as_boxes_were_in_training(boxed, tmp_path, capsys):
+def test_a_box_is_cropped_as_in_training(boxed, tmp_path, capsys):
     run, photos = boxed / "run", CUB200(boxed / "drawn", "test")
     first, box = photos.paths[0], photos.boxes[0]
     _, card = load_model(run)
@@ -249,12 +274,12 @@ def test_a_box_is_cut_as_boxes_were_in_training(boxed, tmp_path, capsys):
     assert load_model(data_path("teachers/birdlets.safetensors"))[1].crop == "image"  # it does not say
     data = DataSet(str(boxed / "drawn"), crop="box", margin=0.3, resize="shorter", size=32)
     images, _ = next(data.load("test").batches(1))
-    assert torch.equal(picture(first, card, box), images)
+    assert torch.equal(load_image(first, card, box), images)
     assert main(["predict", str(run), str(first), "--top", "1"]) == 0
     note, _ = capsys.readouterr().out.splitlines()
     assert note == (
-        f"{run} learned from birds that were cut out by their boxes: --box left,top,width,height helps, or a "
-        "picture that the bird fills"
+        f"{run} was trained on birds cropped to their boxes: give --box left,top,width,height, or a picture "
+        "that the bird fills"
     )
     given = ",".join(f"{value:g}" for value in box)
     assert main(["predict", str(run), str(first), "--box", given, "--top", "1"]) == 0
@@ -264,7 +289,7 @@ def test_a_box_is_cut_as_boxes_were_in_training(boxed, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_box_speaks_of_the_upright_picture(tmp_path, orientation):
+def test_a_box_is_in_coordinates_of_the_upright_picture(tmp_path, orientation):
     noise = np.random.default_rng(0).integers(0, 255, (30, 44, 3), dtype=np.uint8)
     upright, exif = Image.fromarray(noise), Image.Exif()
     back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # what undoes each
@@ -273,10 +298,10 @@ def test_a_box_speaks_of_the_upright_picture(tmp_path, orientation):
     upright.save(tmp_path / "upright.png")
     lying.save(tmp_path / "lying.png", exif=exif)
     card, box = ModelCard("resnet10-8", ("a",), 24, "shorter", crop="box"), (20, 3, 12, 9)
-    assert torch.equal(picture(tmp_path / "lying.png", card), picture(tmp_path / "upright.png", card))
-    seen = [picture(tmp_path / name, card, box) for name in ("lying.png", "upright.png")]
+    assert torch.equal(load_image(tmp_path / "lying.png", card), load_image(tmp_path / "upright.png", card))
+    seen = [load_image(tmp_path / name, card, box) for name in ("lying.png", "upright.png")]
     assert (seen[0] - seen[1]).abs().max() < 0.05  # a step of a pixel's value
-    assert (seen[1] - picture(tmp_path / "upright.png", card)).abs().max() > 1
+    assert (seen[1] - load_image(tmp_path / "upright.png", card)).abs().max() > 1
 
 
 def test_methods_and_networks_are_listed_and_birds_are_drawn(tmp_path, capsys):

@@ -2,17 +2,21 @@
 
 import csv
 import re
+import shlex
 
 import pytest
 from helpers import ROOT
 
 from icd import birdlets, birds
+from icd.cli.execute import parse
 from icd.datasets import cache
 from icd.experiments.compare import read_results
 from icd.experiments.model_file import load_model
+from icd.experiments.run import result_settings
 from icd.files import data_path
 from icd.objective import METHODS
 from icd.trainer.evaluate import accuracy
+from icd.trainer.provenance import digest
 
 README = (ROOT / "data" / "README.md").read_text(encoding="utf8")
 
@@ -37,10 +41,22 @@ def test_results_are_paired_over_five_seeds_and_say_how_they_were_made(path):
     assert all(found == set(range(5)) for found in seeds.values())
     for row in rows:
         assert row.objective == str(METHODS[row.method]())
-        assert row.command.startswith("python -m icd compare ")
+        assert (row.settings["recipe"]["epochs"], row.settings["split"]) == (row.epochs, "test")
         assert re.fullmatch(r"[0-9a-f]{10}", row.commit)
         assert 0 < row.accuracy < 1
         assert row.seconds > 0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "data" / "results").iterdir()), ids=lambda path: path.name)
+def test_the_settings_of_a_row_are_those_of_its_command(path):
+    teacher = digest(load_model(data_path("teachers/birdlets.safetensors"))[0])
+    for command, settings in {row.command: row.settings for row in read_results(path)}.items():
+        program, words = shlex.split(command)[:4], shlex.split(command)[4:]
+        assert program == ["python", "-m", "icd", "compare"]
+        _, options = parse("compare", words)
+        of_teacher = {} if path.name == "birdlets-first.csv" else {"teacher": teacher}  # another teacher
+        made = result_settings(options["data"], options["recipe"], split=options["split"])
+        assert settings == made | of_teacher
 
 
 def test_published_figures_give_the_headline_and_its_share():

@@ -1,11 +1,17 @@
-"""Evidence: intervals that cover, and shares that count what they say."""
+"""Statistics: intervals cover, clusters join similar items, and agreement is corrected for chance."""
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import adjusted_mutual_info_score
 
-from icd.experiments.statistics import Interval, adjusted_mutual_information, groups, paired_interval, within
+from icd.experiments.statistics import (
+    Interval,
+    adjusted_mutual_information,
+    average_linkage_clusters,
+    paired_interval,
+    within_group_error_share,
+)
 
 
 def test_a_95_percent_interval_covers_the_truth_in_about_95_of_100_worlds():
@@ -31,7 +37,7 @@ def test_an_interval_is_printed_with_two_decimals():
 def test_errors_inside_a_family():
     logits = torch.eye(4)[[0, 1, 0, 3, 2]]
     labels = torch.tensor([0, 0, 2, 3, 3])  # right, inside, outside, right, inside
-    assert within([0, 0, 1, 1], logits, labels) == pytest.approx(2 / 3)
+    assert within_group_error_share([0, 0, 1, 1], logits, labels) == pytest.approx(2 / 3)
 
 
 def test_adjusted_mutual_information_is_scikit_learns():
@@ -45,7 +51,7 @@ def test_adjusted_mutual_information_is_scikit_learns():
     np.testing.assert_allclose(ours, theirs, atol=1e-9)
 
 
-def test_shuffled_groups_agree_no_more_than_chance():
+def test_shuffled_clusters_agree_by_chance():
     generator = np.random.default_rng(0)
     first = np.tile([0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3], (4000, 1))
     values = adjusted_mutual_information(first, generator.permuted(first, axis=1))
@@ -53,17 +59,17 @@ def test_shuffled_groups_agree_no_more_than_chance():
     assert adjusted_mutual_information(first[:1], (first[:1] + 1) % 4) == pytest.approx(1)
 
 
-def test_groups_join_what_is_alike():
+def test_clusters_join_similar_items():
     place = np.array([0.0, 0.1, 0.2, 5.0, 5.1, 9.0])
-    likeness = 1 - np.abs(place[:, None] - place)[None].repeat(2, 0) / 10
-    likeness[:, 0, 1] = likeness[:, 1, 0] = 1 + 1e-7  # as cosines may round
-    three, two = groups(likeness, [3, 2])
+    similarity = 1 - np.abs(place[:, None] - place)[None].repeat(2, 0) / 10
+    similarity[:, 0, 1] = similarity[:, 1, 0] = 1 + 1e-7  # as cosines may round
+    three, two = average_linkage_clusters(similarity, [3, 2])
     assert adjusted_mutual_information(three[None], [[0, 0, 0, 1, 1, 2]]) == pytest.approx(1)
     assert adjusted_mutual_information(two[None], [[0, 0, 0, 1, 1, 1]]) == pytest.approx(1)
 
 
-def test_shapes_that_do_not_fit_are_refused():
+def test_shapes_that_do_not_match_are_refused():
     with pytest.raises(ValueError, match=r"expected \(N, n, n\) and \(N,\)"):
-        groups(np.eye(3)[None], [1, 2])
+        average_linkage_clusters(np.eye(3)[None], [1, 2])
     with pytest.raises(ValueError, match=r"expected \(N, n\) twice"):
         adjusted_mutual_information(np.zeros((2, 3), int), np.zeros((2, 4), int))
