@@ -260,11 +260,11 @@ def read_results(path: str | Path) -> list[Result]:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # of a row with too many values
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # of a row with too many values
             table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror or error})") from error
-    except (ValueError, Warning) as error:  # text that is not UTF-8 or CSV
+    except (ValueError, pd.errors.ParserWarning) as error:  # text that is not UTF-8 or CSV
         raise RunError(f"{path} is not a table of results ({str(error).strip()})") from error
     if list(table.columns) != COLUMNS:
         raise RunError(f"{path} is not a table of results: its columns are not {','.join(COLUMNS)}")

@@ -23,7 +23,7 @@ from icd.trainer.distributed import make_accelerator
 
 RUNS = published_runs()
 cost = runpy.run_path(str(ROOT / "tests" / "benchmarks" / "cost.py"))["cost"]
-METHOD_NAMES = [*METHODS][1:]
+METHOD_NAMES = [prefix + name for prefix in ("", "SD-", "iCD-") for name in ("KD", "DKD", "NKD")]
 ODD_BETA = ("cifar100-resnet32x4-mobilenetv2-dkd",)  # 6 in its configuration, unlike others of its teacher
 CLASSES = {"cub200": 200, "cifar100": 100}
 DISTINCT = {(run.data, run.teacher, run.network, str(run.objective)): run for run in RUNS.values()}
@@ -48,6 +48,11 @@ def test_every_published_figure_of_these_methods_has_one_recipe():
                     assert len(found) == 1
                     assert found[0].published().top1 == float(row["top1"])
     assert len(RUNS) == 180
+    assert (
+        {run.method for run in RUNS.values()}
+        == {"teacher", "student", *METHOD_NAMES}
+        <= {"teacher", "student", *METHODS}
+    )
 
 
 def test_settings_are_those_of_the_published_runs():
