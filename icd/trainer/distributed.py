@@ -45,14 +45,19 @@ def make_accelerator(precision: Precision, timeout_seconds: float = 300.0) -> Ac
         RunError: fp16 on a CPU.
     """
     device = init_distributed(timeout_seconds).device
+    check_precision(precision, device)
     mixed = native_precision(device) if precision == "auto" else precision
     AcceleratorState._reset_state()  # otherwise a second run in this process keeps the first one's precision
-    if mixed == "fp16" and device.type == "cpu":  # Accelerate would silently compute in float32
+    return Accelerator(mixed_precision="no" if mixed == "float32" else mixed)
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Raise RunError for fp16 on a CPU, where Accelerate would silently compute in float32."""
+    if precision == "fp16" and device.type == "cpu":
         raise RunError(
             "this device (cpu) does not train in fp16: resume a run that began in fp16 on a GPU, or choose "
             "another precision for a new run"
         )
-    return Accelerator(mixed_precision="no" if mixed == "float32" else mixed)
 
 
 def native_precision(device: torch.device) -> Precision:

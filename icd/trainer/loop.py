@@ -30,6 +30,7 @@ from icd.trainer.memory import describe_memory, explain_out_of_memory, peak_mega
 from icd.trainer.recipe import Recipe
 from icd.trainer.state import (
     check_students,
+    own_images,
     record_provenance,
     resolve_precision,
     restore,
@@ -102,12 +103,7 @@ def fit_together(
     accelerator = make_accelerator(precision, timeout_seconds)
     device, steps, size = accelerator.device, data.steps(recipe.batch_size), recipe.batch_size
     rank = rank_and_world_size(min(size, len(data)))
-    own = min(size, len(data)) // rank[1]
-    if own % recipe.accumulation_steps:
-        raise RunError(
-            f"{own} images cannot be split into {recipe.accumulation_steps} equal parts: "
-            "choose accumulation_steps that divide them"
-        )
+    own = own_images(recipe, data, rank[1])
     checkpoint = Checkpoint(folder, accelerator.is_main_process, checkpoint_seconds)
     settings = run_settings(students, data, teacher, recipe, accelerator)
     done = saved is not None and saved["epoch"] == recipe.epochs

@@ -105,7 +105,7 @@ def step_bytes(
                 with torch.no_grad():
                     scores = None if hollow_teacher is None else score(hollow_teacher, batch.images)
                 student.build(batch, scores, images, seed=0)
-            student.start(recipe, backend)
+            student.start(recipe, backend)  # type: ignore[arg-type]
         for _ in range(2):  # every tensor of a run exists at the second step
             with backend.autocast(), torch.no_grad():
                 teacher_scores = None if hollow_teacher is None else score(hollow_teacher, batch.images)
@@ -115,7 +115,7 @@ def step_bytes(
 
 
 class _FakeBackend:
-    """What a `Student` needs of Accelerate, on fake tensors."""
+    """The part of an Accelerator that a `Student` needs, on fake tensors."""
 
     device = torch.device("cpu")
     num_processes = 1

@@ -35,6 +35,7 @@ def check_students(
 ) -> None:
     """Raise for what cannot be trained, before anything runs."""
     check_intervals(checkpoint_seconds, checkpoint_epochs)
+    own_images(recipe, data, 1)
     names = [student.name for student in students]
     if not names:
         raise RunError("there is no student: give one or more")
@@ -67,6 +68,17 @@ def check_students(
     built = [id(student.objective) for student in students if student.objective.needs_build]
     if len(built) > len(set(built)):
         raise RunError("two students share an objective that learns or remembers: give each its own")
+
+
+def own_images(recipe: Recipe, data: CachedImages, processes: int) -> int:
+    """Return how many images of a batch a process takes; raise if they cannot be split for accumulation."""
+    own = min(recipe.batch_size, len(data)) // processes
+    if own % recipe.accumulation_steps:
+        raise RunError(
+            f"{own} images cannot be split into {recipe.accumulation_steps} equal parts: "
+            "choose accumulation_steps that divide them"
+        )
+    return own
 
 
 def check_intervals(checkpoint_seconds: float, checkpoint_epochs: int) -> None:

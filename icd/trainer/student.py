@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from icd.errors import NonFiniteLoss
@@ -17,19 +18,6 @@ from icd.trainer.distributed import all_reduce_mean, synchronise
 from icd.trainer.recipe import Recipe
 
 ADVICE = "Lower the learning rate, or train in float32. A checkpoint written earlier is unaffected"
-
-
-class Backend(Protocol):
-    """The part of `accelerate.Accelerator` that a step needs."""
-
-    device: torch.device
-    num_processes: int
-
-    def prepare(self, *args: Any) -> Any: ...
-    def unwrap_model(self, model: Any, keep_fp32_wrapper: bool) -> Any: ...
-    def autocast(self) -> Any: ...
-    def backward(self, loss: Tensor) -> None: ...
-    def unscale_gradients(self, optimizer: Any) -> None: ...
 
 
 @dataclass
@@ -71,7 +59,7 @@ class Student:
         to_channels_last(self.network, device)
         self.objective.to(device)
 
-    def start(self, recipe: Recipe, backend: Backend) -> None:
+    def start(self, recipe: Recipe, backend: Accelerator) -> None:
         """Create the optimizer, and begin an epoch."""
         self.network.train()
         if recipe.sync_batch_norm and backend.num_processes > 1:
