@@ -105,7 +105,7 @@ def step_bytes(
                 with torch.no_grad():
                     scores = None if hollow_teacher is None else score(hollow_teacher, batch.images)
                 student.build(batch, scores, images, seed=0)
-            student.start(recipe, backend)  # type: ignore[arg-type]
+            student.start(recipe, backend)
         for _ in range(2):  # every tensor of a run exists at the second step
             with backend.autocast(), torch.no_grad():
                 teacher_scores = None if hollow_teacher is None else score(hollow_teacher, batch.images)
