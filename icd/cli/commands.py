@@ -33,6 +33,7 @@ def teach(
     data: DataSet = DataSet(),
     recipe: Recipe = Recipe(),
     images: Literal["train", "trainval"] = "train",
+    weights: str | None = None,
     checkpoint_seconds: float = 60.0,
     checkpoint_epochs: int = 1,
 ) -> Experiment:
@@ -40,17 +41,20 @@ def teach(
 
     Args:
         folder: for the settings, log, checkpoint and model. The same command resumes a stopped run.
-        network: a name that `icd networks` lists.
+        network: a name that `icd networks` lists, or torchvision/NAME, timm/NAME.
         data: the images.
-        recipe: how to train.
+        recipe: how to train. To fine-tune, a --recipe.body_rate of 0.1 or so trains the new head faster.
         images: "train" holds the validation images out; "trainval" uses all training images.
+        weights: start from these weights: a file, or "DEFAULT" for the library's pretrained weights. A head
+            of another number of classes is skipped.
         checkpoint_seconds: save a checkpoint every N seconds.
         checkpoint_epochs: also save one every N epochs. On Google Drive, whose bin keeps every replaced
             file, use --checkpoint_seconds 600 --checkpoint_epochs 240.
     """
     often = checkpoint_seconds, checkpoint_epochs
-    note = "trained on labels alone"
-    return Experiment(network, METHODS["alone"](), data, recipe, folder, None, None, images, note, *often)
+    note = "trained on labels alone" + (f", from {weights}" if weights else "")
+    objective = METHODS["alone"]()
+    return Experiment(network, objective, data, recipe, folder, None, None, images, note, weights, *often)
 
 
 def distil(
@@ -86,7 +90,7 @@ def distil(
         raise RunError(f"there is no teacher in {teacher}: train it first, with icd reproduce {recipe_name}")
     model, classes = load_teacher(teacher, teacher_network, data, images)
     note = f"{method}, teacher {teacher}"
-    return Experiment(network, objective, data, recipe, folder, model, classes, images, note, *often)
+    return Experiment(network, objective, data, recipe, folder, model, classes, images, note, None, *often)
 
 
 def reproduce(name: str) -> None:

@@ -22,11 +22,12 @@ from icd.experiments.statistics import Interval, paired_interval
 from icd.files import write_atomically
 from icd.objective import METHODS
 from icd.trainer.checkpoint import flatten
-from icd.trainer.distributed import is_main_process, world_size
+from icd.trainer.distributed import best_device, check_precision, is_main_process, world_size
 from icd.trainer.evaluate import accuracy
 from icd.trainer.loop import fit_together
 from icd.trainer.provenance import commit, device_name
 from icd.trainer.recipe import EXECUTION_FIELDS, Recipe
+from icd.trainer.state import check_students
 from icd.trainer.student import Student
 
 # pandas is imported where it is used: it takes 0.3 s, and most commands read no table.
@@ -135,8 +136,10 @@ class Comparison:
             )
         for method in self.methods:
             check_same_classes(METHODS[method](), self.teacher_classes, self.training_images.classes)
-        new_student(self.network, METHODS[self.methods[0]](), self.training_images, 0)
-        self._finished()
+        student = new_student(self.network, METHODS[self.methods[0]](), self.training_images, 0)
+        check_students([student], self.training_images, self.test_images, self.teacher, self.recipe, 60.0, 1)
+        if not self._finished():
+            check_precision(self.recipe.precision, best_device())
 
     def run(self) -> list[Result]:
         """Train what has no row in `folder/results.csv` yet; return all rows.

@@ -20,8 +20,8 @@ from icd.experiments.model_file import ModelCard, load_model, save_model
 from icd.networks.build import network
 from icd.networks.pretrained import load_published
 from icd.objective import Objective
-from icd.trainer.checkpoint import flatten
-from icd.trainer.distributed import is_main_process
+from icd.trainer.checkpoint import CHECKPOINT, flatten
+from icd.trainer.distributed import best_device, check_precision, is_main_process
 from icd.trainer.loop import fit_together
 from icd.trainer.recipe import Recipe
 from icd.trainer.state import check_students
@@ -45,6 +45,7 @@ class Experiment:
         images: "train" holds the validation images of a DataSet out and logs their accuracy;
             "trainval" trains on all training images.
         note: how the network was trained, for its card.
+        weights: what the network starts from, as for `icd.networks.network`: a file, or "DEFAULT".
         checkpoint_seconds, checkpoint_epochs: when to save a checkpoint, as for `icd.trainer.fit_together`.
         progress: show bars.
     """
@@ -58,6 +59,7 @@ class Experiment:
     teacher_classes: tuple[str, ...] | None = None
     images: Part = "train"
     note: str = ""
+    weights: str | None = None
     checkpoint_seconds: float = 60.0
     checkpoint_epochs: int = 1
     progress: bool = True
@@ -131,18 +133,25 @@ class Experiment:
     def _start(self) -> Student:
         images = self.training_images
         check_same_classes(self.objective, self.teacher_classes, images.classes)
-        student = new_student(self.network, self.objective, images, self.recipe.seed)
+        student = new_student(self.network, self.objective, images, self.recipe.seed, weights=self.weights)
         often = self.checkpoint_seconds, self.checkpoint_epochs
         check_students([student], images, self.validation_images, self.teacher, self.recipe, *often)
+        if not (Path(self.folder) / CHECKPOINT).exists():  # a finished run is loaded in any precision
+            check_precision(self.recipe.precision, best_device())
         return student
 
 
 def new_student(
-    name: str, objective: Objective, images: CachedImages, seed: int, label: str = "student"
+    name: str,
+    objective: Objective,
+    images: CachedImages,
+    seed: int,
+    label: str = "student",
+    weights: str | None = None,
 ) -> Student:
     """Return a student of the network `name` for these images; its weights are a function of the seed."""
     torch.manual_seed(seed)
-    return Student(network(name, len(images.classes), images.size), objective, label)
+    return Student(network(name, len(images.classes), images.size, weights), objective, label)
 
 
 def load_images(data: DataSet, split: Split, progress: bool = True) -> CachedImages:

@@ -69,6 +69,12 @@ def native_precision(device: torch.device) -> Precision:
     return "float32"
 
 
+def best_device() -> torch.device:
+    """Return the device that a run will use, known before `init_distributed`."""
+    use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+    return torch.device("cpu" if use_cpu else "cuda")
+
+
 def world_size() -> int:
     """Return how many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1

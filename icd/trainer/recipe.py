@@ -24,6 +24,8 @@ class Recipe:
         schedule: "multistep" divides the rate by 10 at each of `milestones`; "one-cycle" raises it over the
             first fifth of the run and lowers it along a cosine, for runs of a few minutes.
         milestones: fractions of the run; published: epochs 150, 180 and 210 of 240.
+        body_rate: factor of the learning rate for all weights of the network but its head's; below 1 to
+            fine-tune a pretrained network.
         momentum: of SGD.
         nesterov: use Nesterov momentum. The published runs do not; short runs gain by it.
         weight_decay: of SGD.
@@ -51,6 +53,7 @@ class Recipe:
     learning_rate: float = 0.05
     schedule: Literal["multistep", "one-cycle"] = "multistep"
     milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
+    body_rate: float = 1.0
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4
@@ -68,7 +71,12 @@ class Recipe:
         for name in ("epochs", "batch_size", "learning_rate", "max_grad_norm", "accumulation_steps"):
             if not 0 < getattr(self, name) < math.inf:
                 self._refuse(name, "give a positive number")
-        limits: dict[str, float] = {"momentum": 1.0, "weight_decay": math.inf, "seed": 2**63}
+        limits: dict[str, float] = {
+            "body_rate": math.inf,
+            "momentum": 1.0,
+            "weight_decay": math.inf,
+            "seed": 2**63,
+        }
         for name, limit in limits.items():
             if not 0 <= getattr(self, name) < limit:
                 self._refuse(name, f"give 0 or more, and less than {limit:g}")

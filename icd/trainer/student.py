@@ -65,7 +65,7 @@ class Student:
         if recipe.sync_batch_norm and backend.num_processes > 1:
             self.network = synchronise(self.network, backend.device)
         optimizer = torch.optim.SGD(
-            list(self._weights()),
+            self._groups(recipe),
             recipe.learning_rate,
             recipe.momentum,
             weight_decay=recipe.weight_decay,
@@ -111,10 +111,20 @@ class Student:
         self.backend.unscale_gradients(self.optimizer)
         nn.utils.clip_grad_norm_(self._weights(), self.recipe.max_grad_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.pending.append(all_reduce_mean(torch.stack(values).mean(0)))
+
+    def _groups(self, recipe: Recipe) -> list[dict[str, Any]]:
+        """Return the optimizer's parameter groups: all weights, or the network's body apart."""
+        if recipe.body_rate == 1:
+            return [{"params": list(self._weights()), "factor": 1.0}]
+        head = list(getattr(self.network, "head", nn.Identity()).parameters())
+        known = {id(weight) for weight in head}
+        body = [weight for weight in self.network.parameters() if id(weight) not in known]
+        rest = [*head, *self.objective.parameters()]
+        return [{"params": body, "factor": recipe.body_rate}, {"params": rest, "factor": 1.0}]
 
     def _weights(self) -> Iterator[nn.Parameter]:
         """Yield everything that the optimizer trains."""

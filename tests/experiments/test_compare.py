@@ -39,7 +39,7 @@ class Stripes(DataSet):
 @pytest.fixture(autouse=True)
 def small_students(monkeypatch):
     monkeypatch.setattr(
-        running, "network", lambda name, classes, size: small(torch.initial_seed() % 100, classes)
+        running, "network", lambda name, classes, size, weights: small(torch.initial_seed() % 100, classes)
     )
 
 

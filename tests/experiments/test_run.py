@@ -31,7 +31,7 @@ asked: list[str] = []
 def small_networks(monkeypatch):
     asked.clear()
     monkeypatch.setattr(
-        running, "network", lambda name, classes, size: small(torch.initial_seed() % 100, classes)
+        running, "network", lambda name, classes, size, weights: small(torch.initial_seed() % 100, classes)
     )
 
 
@@ -123,3 +123,18 @@ def test_published_weights_are_loaded_without_a_look_at_the_test_images(tmp_path
     assert asked == ["train"]
     with pytest.raises(RunError, match="does not name the network of its weights: give --teacher_network"):
         load_teacher(str(tmp_path / "weights.pth"), None, Stripes(size=32), "train")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"precision": "fp16"}, "does not train in fp16"),
+        ({"accumulation_steps": 7}, "cannot be split into 7 equal parts"),
+    ],
+)
+def test_a_recipe_that_this_device_cannot_train_leaves_nothing(tmp_path, settings, message):
+    recipe = replace(QUICK, **settings)
+    experiment = Experiment("resnet10-8", METHODS["alone"](), stripes(), recipe, tmp_path / "run")
+    with pytest.raises(RunError, match=message):
+        experiment.check()
+    assert not (tmp_path / "run").exists()

@@ -25,6 +25,7 @@ RECIPE = Recipe(
     learning_rate=0.08,
     schedule="multistep",
     milestones=(0.4, 0.7),
+    body_rate=0.7,
     momentum=0.8,
     nesterov=True,
     weight_decay=0.02,
@@ -150,10 +151,12 @@ def train_by_hand(method: str, recipe: Recipe, data) -> Smooth:
             else:
                 rate = recipe.learning_rate * (1 + math.cos((done - 0.2) / 0.8 * math.pi)) / 2
             with torch.no_grad():
-                for weight, part, v in zip(weights, gradient, velocity, strict=True):
+                # conv.weight, conv.bias, head.weight, head.bias
+                rates = [rate * recipe.body_rate] * 2 + [rate] * 2
+                for weight, part, v, own in zip(weights, gradient, velocity, rates, strict=True):
                     part = part + recipe.weight_decay * weight
                     v.mul_(recipe.momentum).add_(part)
-                    weight -= rate * (part + recipe.momentum * v if recipe.nesterov else v)
+                    weight -= own * (part + recipe.momentum * v if recipe.nesterov else v)
     return student
 
 
@@ -164,6 +167,7 @@ CHANGED = {
     "learning_rate": 0.05,
     "schedule": "one-cycle",
     "milestones": (0.2, 0.9),
+    "body_rate": 1.5,
     "momentum": 0.6,
     "nesterov": False,
     "weight_decay": 0.05,
