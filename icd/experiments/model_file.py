@@ -140,23 +140,23 @@ def load_image(path: str | Path, card: ModelCard, box: Sequence[float] | None = 
     Raises:
         DataError: the file is missing or damaged, or the box is invalid or outside the picture.
     """
-    path, whole = Path(path), card.resize_size or stored_size(card.size)
+    path, side = Path(path), card.resize_size or stored_size(card.size)
     photo = ImageList(
         (path,),
         labels=np.zeros(1, dtype=np.int64),
         classes=("?",),
-        size=whole,
+        size=side,
         margin=card.margin,
         resize=card.resize,
     )
     with quiet_pillow():
         square, _ = photo.read(0)
         if box is not None:
-            lying, turned = _in_file(path, box)
-            square, _ = replace(photo, crop="box", boxes=np.array([lying], dtype=np.float64)).read(0)
+            in_file, turned = _in_file(path, box)
+            square, _ = replace(photo, crop="box", boxes=np.array([in_file], dtype=np.float64)).read(0)
             if turned:
                 square = np.array(Image.fromarray(square).transpose(Image.Transpose(UPRIGHT[turned])))
-    edge = (whole - card.size) // 2
+    edge = (side - card.size) // 2
     middle = square[edge : edge + card.size, edge : edge + card.size]
     return normalise(torch.from_numpy(middle).permute(2, 0, 1)[None], mean=card.mean, std=card.std)
 

@@ -293,13 +293,13 @@ def test_a_box_is_in_coordinates_of_the_upright_picture(tmp_path, orientation):
     noise = np.random.default_rng(0).integers(0, 255, (30, 44, 3), dtype=np.uint8)
     upright, exif = Image.fromarray(noise), Image.Exif()
     back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # what undoes each
-    lying = upright.transpose(Image.Transpose(back[orientation])) if orientation > 1 else upright
+    turned = upright.transpose(Image.Transpose(back[orientation])) if orientation > 1 else upright
     exif[0x0112] = orientation
     upright.save(tmp_path / "upright.png")
-    lying.save(tmp_path / "lying.png", exif=exif)
+    turned.save(tmp_path / "turned.png", exif=exif)
     card, box = ModelCard("resnet10-8", ("a",), 24, "shorter", crop="box"), (20, 3, 12, 9)
-    assert torch.equal(load_image(tmp_path / "lying.png", card), load_image(tmp_path / "upright.png", card))
-    seen = [load_image(tmp_path / name, card, box) for name in ("lying.png", "upright.png")]
+    assert torch.equal(load_image(tmp_path / "turned.png", card), load_image(tmp_path / "upright.png", card))
+    seen = [load_image(tmp_path / name, card, box) for name in ("turned.png", "upright.png")]
     assert (seen[0] - seen[1]).abs().max() < 0.05  # a step of a pixel's value
     assert (seen[1] - load_image(tmp_path / "upright.png", card)).abs().max() > 1
 
