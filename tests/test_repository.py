@@ -213,19 +213,31 @@ def test_citation_names_every_paper() -> None:
     }
 
 
-def lines(*parts: str) -> int:
-    """The lines of modules and folders of the package."""
+def code_lines(*parts: str) -> int:
+    """Count the lines of modules and folders of the package, without blank lines, comments and docstrings."""
     files = [
         file for part in parts for file in [ROOT / "icd" / f"{part}.py", *(ROOT / "icd" / part).rglob("*.py")]
     ]
-    return sum(len(file.read_text(encoding="utf8").splitlines()) for file in files if file.is_file())
+    return sum(code_lines_of(file) for file in files if file.is_file())
 
 
-@pytest.mark.xfail(strict=False, reason="until the last room is cleared")
+def code_lines_of(file: Path) -> int:
+    text = file.read_text(encoding="utf8")
+    documented: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            documented |= {*range(node.body[0].lineno, node.body[0].end_lineno + 1)}
+    lines = (line.strip() for number, line in enumerate(text.splitlines(), 1) if number not in documented)
+    return sum(bool(line) and not line.startswith("#") for line in lines)
+
+
 def test_the_package_is_thin() -> None:
-    """The budget: the losses and the trainer are what it is for, and all else is kept small beside them."""
-    assert lines("losses", "scores", "terms", "objective", "trainer") <= 2500
-    assert lines("") <= 7500
+    """The budget: the losses and the trainer are what it is for, and all else is kept small beside them.
+
+    Documentation is not counted, so that nobody saves on it.
+    """
+    assert code_lines("losses", "scores", "terms", "objective", "trainer") <= 2100
+    assert code_lines("") <= 6200
     entries = [
         path.name for path in (ROOT / "icd").iterdir() if path.suffix == ".py" or any(path.glob("*.py"))
     ]
