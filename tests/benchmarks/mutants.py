@@ -155,7 +155,9 @@ MUTANTS = [
         "warm-up never ends", BASE, "min(epoch / self.warmup_epochs, 1.0)", "(epoch / self.warmup_epochs)"
     ),
     Mutant("cross-entropy times zero", TERMS, "return F.cross_entropy(", "return 0 * F.cross_entropy("),
-    Mutant("logit terms times zero", TERMS, "return loss(student.logits", "return 0 * loss(student.logits"),
+    Mutant(
+        "logit terms times zero", TERMS, "return loss(*(map(standardise", "return 0 * loss(*(map(standardise"
+    ),
     Mutant(
         "region terms times zero", TERMS, "return scale_decoupled_loss(", "return 0 * scale_decoupled_loss("
     ),
@@ -167,7 +169,7 @@ MUTANTS = [
     Mutant(
         "a region term does not know the image",
         TERMS,
-        "teacher_logits=teacher.logits, **arguments",
+        "teacher_logits=whole, **arguments",
         "**arguments",
     ),
     Mutant(
