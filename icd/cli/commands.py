@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 import yaml
 
 from icd.datasets import DataSet, birdlets
@@ -21,6 +22,7 @@ from icd.experiments.run import Experiment, data_of, load_images, load_teacher
 from icd.networks.build import network as build
 from icd.networks.registry import NETWORKS
 from icd.objective import METHODS, parse
+from icd.scores import score
 from icd.trainer.evaluate import accuracy
 from icd.trainer.recipe import Recipe
 
@@ -252,10 +254,47 @@ def draw(
     print(birdlets.draw(folder, species, families, train, test, size, seed))
 
 
+#: What the term of a method compares, by the name of the term.
+COMPARES = {
+    "cross_entropy": "nothing",
+    "kd": "logits",
+    "dkd": "logits",
+    "nkd": "logits",
+    "clustering": "region Gram",
+    "fitnet": "one stage",
+    "crd": "images, by contrast",
+    "semckd": "all stages",
+    "sp": "image Gram",
+    "rkd": "distances between images",
+    "at": "attention maps",
+}
+
+
 def methods() -> None:
-    """List the methods and their objectives."""
-    for name in METHODS:
-        print(f"{name:10} {METHODS[name]()}")
+    """List the methods: what they compare, need, learn and keep, and their objectives.
+
+    Columns: labels, whether the comparison uses them (all methods add cross-entropy); classes, whether
+    teacher and student must have the same; learns, weights trained beside the student's; keeps, numbers
+    remembered; both for resnet10-32 -> resnet10-16, batches of 32, and 900 images of 30 classes.
+    """
+    print(f"{'':8} {'compares':28} {'labels':6} {'classes':7} {'learns':>10} {'keeps':>8}  objective")
+    scores = []
+    for name in ("resnet10-16", "resnet10-32"):
+        with torch.no_grad():
+            scores.append(score(build(name, 30, 64).eval(), torch.zeros(32, 3, 64, 64)))
+    for name, make in METHODS.items():
+        objective = make()
+        objective.build(*scores, images=900)
+        terms = objective.terms[1:] or objective.terms
+        compares = " + ".join(COMPARES.get(term.name, "region logits") for term in terms)
+        labels = any("dkd" in t.name or "nkd" in t.name or "sd_" in t.name for t in terms)
+        learns = sum(weight.numel() for weight in objective.parameters())
+        keeps = sum(buffer.numel() for n, buffer in objective.named_buffers() if n.endswith("memory"))
+        same = any(t.same_classes for t in terms)
+        print(
+            f"{name:8} {compares:28} {'yes' if labels else '':6} {'same' if same else 'any':7} "
+            f"{learns or '':>10} {keeps or '':>8}  {objective}"
+        )
 
 
 def recipes(name: str = "") -> None:
