@@ -2,7 +2,7 @@
 
     python tests/benchmarks/cost.py
 
-Memory is that of a step with empty tensors (`icd.budget.step_bytes`), in GB of 10^9 bytes: the images, and
+Memory is that of a step with empty tensors (`icd.trainer.memory.step_bytes`), in GB of 10^9 bytes: the images, and
 what a GPU's driver and libraries take, come on top.
 """
 

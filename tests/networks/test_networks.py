@@ -146,8 +146,9 @@ def test_every_objective_stays_on_a_cuda_device(side):
     with FakeTensorMode():
         with torch.device("cuda"):
             features, head = torch.rand(2, 16, side, side), nn.Linear(16, 50)
+            stages = (torch.rand(2, 4, 2 * side, 2 * side), torch.rand(2, 8, 2 * side, 2 * side), features)
             batch = batch_of(torch.rand(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64))
-        student, teacher = (Scores(head(features.mean((2, 3))), features, head) for _ in range(2))
+        student, teacher = (Scores(head(features.mean((2, 3))), features, head, stages) for _ in range(2))
         coarse = side < 4
         for objective in (make() for make in METHODS.values()):
             with torch.device("cuda"):
