@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from helpers import Smooth, stripes
 from torch import nn
 
-from icd.objective import METHODS
+from icd.losses import dkd_loss, icd_loss, kd_loss, scale_decoupled_loss
+from icd.objective import METHODS, clustering, scale_decoupled, whole_image
+from icd.scores import Batch, Scores
 from icd.trainer import Recipe, fit
 
 CLASSES = 4
@@ -225,13 +227,28 @@ def test_accumulation_sends_a_part_of_the_batch_through_the_networks_at_a_time(d
     assert set(seen["teacher"]) <= {8, 16}
 
 
+def test_the_arguments_of_a_term_reach_its_loss(data):
+    batch = Batch(*data.training_batch(0, 0, 0, 16))
+    s, t = ((network, network.maps(batch.images)[0]) for network in (Smooth(1), Smooth(2)))
+    scores = [Scores(regions(*z, 1)[:, 0], z[1], z[0].head) for z in (s, t)]
+    ours, theirs = (torch.cat([regions(*z, m) for m in (1, 2, 4)], 1) for z in (s, t))
+    whole = whole_image(dkd_loss, alpha=0.5, beta=3, temperature=2)
+    expected = dkd_loss(ours[:, 0], theirs[:, 0], batch.target, alpha=0.5, beta=3, temperature=2)
+    torch.testing.assert_close(whole(*scores, batch), expected)
+    parts = scale_decoupled(kd_loss, temperature=2, complementary=3)
+    expected = scale_decoupled_loss(kd_loss, ours, theirs, batch.target, temperature=2, complementary=3)
+    torch.testing.assert_close(parts(*scores, batch), expected)
+    sharp = clustering(temperature=0.5, centre=True)
+    torch.testing.assert_close(sharp(*scores, batch), icd_loss(ours, theirs, temperature=0.5, centre=True))
+
+
 def test_a_batch_is_random_crops_and_flips_of_different_images():
     large = stripes(40)
     data = replace(large, images=large.images[:, :10, :10].contiguous(), size=8)
     stored = normalised(data.images)
     crops = stored.unfold(1, 8, 1).unfold(2, 8, 1)  # (images, top, left, channels, y, x)
     views = torch.stack([crops, crops.flip(-1)], 3).flatten(1, 3)  # (images, 18, channels, y, x)
-    places = []
+    places, orders = [], []
     for epoch in range(4):
         order = []
         for step in range(data.steps(16)):
@@ -244,7 +261,9 @@ def test_a_batch_is_random_crops_and_flips_of_different_images():
             places += apart.argmin(1).tolist()
             order += index.tolist()
         assert len(set(order)) == len(order) == 32
-        assert order != sorted(order)
+        orders.append(order)
+    assert len(set(map(tuple, orders))) == 4
+    assert sorted(orders[0]) not in orders
     counts = np.bincount(places, minlength=18)
     assert counts.min() > 0
     assert counts.max() < 20  # 7 expected
