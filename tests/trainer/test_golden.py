@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Smooth, stripes
+from helpers import Smooth, interrupt, stripes
 from torch import nn
 
 from icd.losses import dkd_loss, icd_loss, kd_loss, scale_decoupled_loss
@@ -240,6 +240,18 @@ def test_the_arguments_of_a_term_reach_its_loss(data):
     torch.testing.assert_close(parts(*scores, batch), expected)
     sharp = clustering(temperature=0.5, centre=True)
     torch.testing.assert_close(sharp(*scores, batch), icd_loss(ours, theirs, temperature=0.5, centre=True))
+
+
+def test_a_resumed_run_logs_what_one_without_a_stop_logs(data, tmp_path):
+    def run(teacher, folder=None):
+        log = fit(Smooth(1), METHODS["KD"](), data, RECIPE, teacher=teacher, folder=folder, progress=False)
+        return [{name: row[name] for name in row if name not in ("seconds", "peak_mb")} for row in log]
+
+    teacher = Smooth(2)
+    interrupt(teacher, 7)  # in the middle of the second epoch
+    with pytest.raises(KeyboardInterrupt):
+        run(teacher, tmp_path)
+    assert run(Smooth(2), tmp_path) == run(Smooth(2))
 
 
 def test_a_batch_is_random_crops_and_flips_of_different_images():

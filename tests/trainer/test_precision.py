@@ -15,7 +15,9 @@ from icd.networks import SmallResNet
 from icd.objective import METHODS, Objective, Term, cross_entropy
 from icd.scores import Batch, Scoring, score
 from icd.trainer import Recipe, Student, fit
+from icd.trainer.checkpoint import Checkpoint
 from icd.trainer.distributed import make_accelerator
+from icd.trainer.state import restore, run_state
 
 BATCH, STUDENTS = 8, 10
 CLUSTERING = ("iCD-KD", "iCD-DKD", "iCD-NKD")
@@ -158,6 +160,21 @@ def test_sixty_steps_in_half_precision_stay_finite_and_learn(precision, data, te
     losses = torch.stack(student.pending)[:, :-1].sum(1)
     assert losses.isfinite().all()
     assert losses[-8:].mean() < losses[:8].mean()
+
+
+def test_a_checkpoint_keeps_the_loss_scale_and_the_random_state():
+    one, other = begun("fp16", 1), begun("fp16", 2)
+    scalers = one.backend.scaler, other.backend.scaler
+    scalers[0].scale(torch.ones(1))  # which makes the scale
+    scalers[0].update(8.0)
+    state = run_state([one], one.backend)
+    drawn = torch.rand(3)
+    saved = {**state, "epoch": 1, "step": 2, "seconds": 3.0}
+    assert restore([other], saved, None, other.backend, Checkpoint(None, True, 60.0)) == (1, 2)
+    scalers[1].scale(torch.ones(1))
+    assert [scaler.get_scale() for scaler in scalers] == [8.0, 8.0]
+    assert torch.equal(torch.rand(3), drawn)
+    assert torch.equal(flat(one.network), flat(other.network))
 
 
 def test_students_side_by_side_share_the_scale_of_the_loss_and_no_skipped_step(data):
