@@ -79,6 +79,7 @@ def _slow_load(photos, store, delay):
     load(photos, folder=store, progress=False)
 
 
+@pytest.mark.slow
 def test_two_processes_build_one_store_and_a_killed_one_leaves_no_half(photos, tmp_path):
     context, store = multiprocessing.get_context("spawn"), tmp_path / "store"
     store.mkdir()

@@ -78,6 +78,7 @@ def test_settings_are_those_of_the_published_runs():
             assert RUNS[run.teacher_recipe].network == run.teacher
 
 
+@pytest.mark.slow
 def test_costs_are_those_that_the_script_counts():
     chosen = ("cub200-resnet32x4-mobilenetv2-icd-kd", "cifar100-wrn40-2-vgg8-sd-kd", "cub200-vgg8")
     for name in chosen:
@@ -107,7 +108,11 @@ def fixed(name, classes, size):
     return network(name, classes, size).eval()
 
 
-@pytest.mark.parametrize(("data", "teacher", "student", "objective"), covering())
+@pytest.mark.parametrize(
+    ("data", "teacher", "student", "objective"),
+    # Large images take most of the time.
+    [pytest.param(*key, marks=pytest.mark.slow if key[0] == "cub200" else ()) for key in covering()],
+)
 def test_two_steps_of_every_pair_and_of_every_objective(data, teacher, student, objective):
     size = {"cub200": 128, "cifar100": 32}[data]  # at 128 the networks have the form of 224
     torch.manual_seed(0)
@@ -127,6 +132,7 @@ def test_two_steps_of_every_pair_and_of_every_objective(data, teacher, student, 
     assert sum(changed) > 0.9 * len(changed)  # a few of ShuffleNet's are behind dead ReLUs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", sorted({key[:3] for key in DISTINCT}))
 def test_every_recipe_computes_on_a_gpu(pair):
     data, teacher, student = pair

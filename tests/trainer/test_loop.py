@@ -101,6 +101,7 @@ def test_ctrl_c_leaves_a_checkpoint_of_that_step_and_the_run_goes_on_to_the_same
     assert [line["epoch"] for line in lines[1:]] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_run_killed_three_times_ends_in_the_bits_of_one_never_stopped(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tests" / "benchmarks")
     from kills import survive

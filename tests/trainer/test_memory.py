@@ -1,4 +1,4 @@
-"""What a run will take, said before it takes it."""
+"""The estimates of time and memory, and the advice when memory is short."""
 
 import pytest
 import torch
@@ -10,27 +10,27 @@ from icd.trainer.memory import describe_memory, explain_out_of_memory, step_byte
 
 
 def of(teacher, student, images=8, precision="float32", accumulation_steps=1, students=1, method="iCD-KD"):
-    learners = [(network(student, 200, 224), METHODS[method]()) for _ in range(students)]
+    pairs = [(network(student, 20, 64), METHODS[method]()) for _ in range(students)]
     return step_bytes(
-        learners,
-        teacher and network(teacher, 200, 224),
+        pairs,
+        teacher and network(teacher, 20, 64),
         images=images,
-        size=224,
-        classes=200,
+        size=64,
+        classes=20,
         precision=precision,
         accumulation_steps=accumulation_steps,
     )
 
 
-def test_memory_grows_as_it_must():
-    plain = of("resnet32x4", "ShuffleV1")
-    batch = of("resnet32x4", "ShuffleV1", images=16) - plain
-    assert 0.8 * plain < batch < 1.2 * plain  # activations, at last
-    assert 0.45 * plain < of("resnet32x4", "ShuffleV1", precision="fp16") < 0.7 * plain
-    assert of("resnet32x4", "ShuffleV1", accumulation_steps=4) < 0.75 * plain
-    assert plain < of("resnet32x4", "ShuffleV1", students=2) < 1.5 * plain
-    weights = 4 * sum(p.numel() for p in network("ResNet50", 200, 224).parameters())
-    assert of(None, "ResNet50", images=1, method="alone") > 3 * weights  # and gradients, and momenta
+def test_memory_grows_with_images_students_and_precision():
+    plain = of("resnet18-16", "resnet10-16", images=32)
+    batch = of("resnet18-16", "resnet10-16", images=64) - plain
+    assert 0.8 * plain < batch < 1.2 * plain  # most of it is activations
+    assert 0.45 * plain < of("resnet18-16", "resnet10-16", images=32, precision="fp16") < 0.7 * plain
+    assert of("resnet18-16", "resnet10-16", images=32, accumulation_steps=4) < 0.75 * plain
+    assert plain < of("resnet18-16", "resnet10-16", images=32, students=2) < 1.5 * plain
+    weights = 4 * sum(p.numel() for p in network("resnet18-48", 20, 64).parameters())
+    assert of(None, "resnet18-48", images=1, method="alone") > 3 * weights  # with gradients and momenta
 
 
 def test_the_estimate_leaves_the_networks_alone():
