@@ -197,6 +197,7 @@ def test_fit_makes_the_weights_that_the_published_recipe_makes(method, data):
     by_hand = train_by_hand(method, RECIPE, data)
     assert distance(student, by_hand) < 1e-6
     assert distance(by_hand, Smooth(1)) > 0.05
+    assert not student.training
 
 
 @pytest.mark.parametrize("name", CHANGED)
