@@ -274,8 +274,8 @@ def methods() -> None:
     """List the methods and their objectives.
 
     Columns: what is compared; labels, whether that uses them (all methods add cross-entropy); classes,
-    whether teacher and student must have the same; learns, weights trained beside the student's; keeps, numbers
-    remembered; both for resnet10-32 -> resnet10-16, batches of 32, and 900 images of 30 classes.
+    whether teacher and student must have the same; learns, weights trained beside the student's; keeps,
+    numbers remembered; both for resnet10-32 -> resnet10-16, batches of 32, and 900 images of 30 classes.
     """
     print(f"{'':8} {'compares':28} {'labels':6} {'classes':7} {'learns':>10} {'keeps':>8}  objective")
     scores = []
