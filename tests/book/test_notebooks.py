@@ -107,6 +107,23 @@ def test_first_code_cell_installs_on_colab_only(chapter) -> None:
     assert first.metadata.get("tags") == ["remove-cell"]
 
 
+FOLDED = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
+
+
+def test_what_teaches_is_visible_and_the_rest_is_folded(chapter) -> None:
+    """At most 150 lines of code are; a folded cell is folded in Colab and JupyterLab too, under a title."""
+    visible = 0
+    for cell in (cell for cell in chapter.cells if cell.cell_type == "code"):
+        tags = set(cell.metadata.get("tags", []))
+        if "hide-input" in tags:
+            assert cell.metadata.get("cellView") == "form", cell.source
+            assert cell.metadata.get("jupyter", {}).get("source_hidden"), cell.source
+            assert cell.source.startswith("# @title "), cell.source
+        if not tags & FOLDED:
+            visible += sum(bool(line.strip()) for line in cell.source.splitlines())
+    assert visible <= 150
+
+
 def test_markdown_is_plain(chapter) -> None:
     for cell in chapter.cells:
         if cell.cell_type == "markdown":
