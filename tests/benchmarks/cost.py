@@ -2,8 +2,8 @@
 
     python tests/benchmarks/cost.py
 
-Memory is that of a step with empty tensors (`icd.trainer.memory.step_bytes`), in GB of 10^9 bytes. Images, and
-what a GPU's driver and libraries take, come on top.
+Memory is that of a step with empty tensors (`icd.trainer.memory.step_bytes`), in GB of 10^9 bytes. Images
+and what a GPU's driver and libraries take, come on top.
 """
 
 from __future__ import annotations

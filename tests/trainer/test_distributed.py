@@ -217,6 +217,7 @@ def test_what_processes_cannot_share_is_refused(folder):
     assert synchronised.startswith("sync_batch_norm needs GPUs, and this device is cpu: set it to false")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("job", "seen_by", "error", "message", "at"),
     [
