@@ -119,6 +119,7 @@ def test_what_teaches_is_visible_and_the_rest_is_folded(chapter) -> None:
             assert cell.metadata.get("cellView") == "form", cell.source
             assert cell.metadata.get("jupyter", {}).get("source_hidden"), cell.source
             assert cell.source.startswith("# @title "), cell.source
+            assert "code_prompt_show" in cell.metadata.get("mystnb", {}), cell.source
         if not tags & FOLDED:
             visible += sum(bool(line.strip()) for line in cell.source.splitlines())
     assert visible <= 150
