@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -278,14 +278,15 @@ def methods() -> None:
     numbers remembered; both for resnet10-32 -> resnet10-16, batches of 32, and 900 images of 30 classes.
     """
     print(f"{'':8} {'compares':28} {'labels':6} {'classes':7} {'learns':>10} {'keeps':>8}  objective")
-    scores = []
-    for name in ("resnet10-16", "resnet10-32"):
-        with torch.no_grad():
-            scores.append(score(build(name, 30, 64).eval(), torch.zeros(32, 3, 64, 64)))
+    with torch.no_grad():
+        student, teacher = (
+            score(build(name, 30, 64).eval(), torch.zeros(32, 3, 64, 64))
+            for name in ("resnet10-16", "resnet10-32")
+        )
     for name, make in METHODS.items():
         objective = make()
-        objective.build(*scores, images=900)
-        terms = objective.terms[1:] or objective.terms
+        objective.build(student, teacher, images=900)
+        terms: list[Any] = list(objective.terms[1:] or objective.terms)
         compares = " + ".join(COMPARES.get(term.name, "region logits") for term in terms)
         labels = any("dkd" in t.name or "nkd" in t.name or "sd_" in t.name for t in terms)
         learns = sum(weight.numel() for weight in objective.parameters())
