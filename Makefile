@@ -41,7 +41,7 @@ pages: book ## look at the built book in a headless browser
 gpu: ## measure training on one CUDA card; needs no .venv and no network
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/gpu.py
 
-check: lint unit ## what to run before a commit, in less than 90 seconds
+check: lint unit ## what to run before a commit: about three minutes on two cores
 
 format: $(READY) ## format the code, strip outputs from the notebooks
 	$(BIN)/nbstripout $(CHAPTERS)
