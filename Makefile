@@ -41,7 +41,8 @@ pages: book ## look at the built book in a headless browser
 gpu: ## measure training on one CUDA card; needs no .venv and no network
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/gpu.py
 
-check: lint unit ## what to run before a commit: about three minutes on two cores
+check: lint ## what to run before a commit: format, types, and the quick unit tests, in less than 90 seconds
+	$(UNIT) -m "not page and not slow and not gpu and not thorough"
 
 format: $(READY) ## format the code, strip outputs from the notebooks
 	$(BIN)/nbstripout $(CHAPTERS)

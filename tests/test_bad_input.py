@@ -1013,6 +1013,7 @@ def test_wrong_usage_ends_with_status_2(command, parts, at, capsys):
     assert "Traceback" not in printed
 
 
+@pytest.mark.thorough
 def test_a_process_ends_with_the_message_and_status(tmp_path):
     ended = subprocess.run(
         [sys.executable, "-m", "icd", "evaluate", str(tmp_path)], capture_output=True, text=True, check=False

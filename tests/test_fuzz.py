@@ -46,6 +46,8 @@ from icd.trainer.checkpoint import Checkpoint, load_checkpoint
 from icd.trainer.distributed import make_accelerator
 from icd.trainer.state import restore
 
+pytestmark = pytest.mark.thorough
+
 TIMES = int(os.environ.get("ICD_FUZZ", "1"))
 
 

@@ -333,6 +333,7 @@ PUBLIC = {
 }
 
 
+@pytest.mark.thorough
 def test_the_front_door_imports_lazily_and_opens_every_name() -> None:
     """A loss needs torch alone; the rest is imported when it is asked for."""
     script = f"""
@@ -379,6 +380,7 @@ gpu["check_losses_agree"](gpu["plan_for"](gpu["torch"].device("cpu"), tiny=True)
 """
 
 
+@pytest.mark.thorough
 def test_training_needs_only_what_a_cuda_image_has():
     """`make gpu` runs with torch, accelerate, safetensors, pandas and tqdm alone."""
     refused = {"PIL", "filelock", "platformdirs", "torchvision", "matplotlib", "seaborn", "jsonargparse"}

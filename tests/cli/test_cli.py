@@ -98,6 +98,7 @@ def test_every_command_has_help(capsys):
         assert line.rstrip(".") in " ".join(out.split())
 
 
+@pytest.mark.thorough
 def test_help_and_imports_are_quick():
     """The list of commands needs no PyTorch, and a command no library that it does not use."""
     heavy = "torch", "scipy", "sklearn", "torchvision", "matplotlib", "pandas"

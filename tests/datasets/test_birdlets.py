@@ -23,6 +23,8 @@ from icd.datasets.birdlets.dataset import PALETTE
 from icd.datasets.birdlets.plumage import FAMILIES, FORMS, MOST_PER_FAMILY, relatives, species_table
 from icd.datasets.birdlets.scenes import render
 
+pytestmark = pytest.mark.thorough
+
 SMALL = {"species": 6, "families": 3, "train": 2, "test": 3, "size": 48, "progress": False}
 
 

@@ -21,6 +21,8 @@ from icd.scores import score
 from icd.trainer import Recipe, Student
 from icd.trainer.distributed import make_accelerator
 
+pytestmark = pytest.mark.thorough
+
 RUNS = published_runs()
 cost = runpy.run_path(str(ROOT / "tests" / "benchmarks" / "cost.py"))["cost"]
 METHOD_NAMES = [prefix + name for prefix in ("", "SD-", "iCD-") for name in ("KD", "DKD", "NKD")]

@@ -16,6 +16,8 @@ from PIL import Image
 from icd import figures
 from icd.figures import plots, slider
 
+pytestmark = pytest.mark.thorough
+
 RANDOM = np.random.default_rng(0)
 
 

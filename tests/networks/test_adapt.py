@@ -24,6 +24,8 @@ from icd.networks.adapt import PerPosition
 from icd.objective import METHODS, clustering, cross_entropy, scale_decoupled
 from icd.scores import Scoring
 
+pytestmark = pytest.mark.thorough
+
 CLASSES, SIZE = 7, 96  # most networks end in a map of 3 x 3 cells, which 2 x 2 regions must share
 AREA = {"scales": (1, 2, 3), "pooling": "area"}
 ICD_KD = (

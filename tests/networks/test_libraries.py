@@ -16,6 +16,8 @@ from icd.errors import ModelError
 from icd.experiments.model_file import ModelCard, save_model
 from icd.networks import load_published, network
 
+pytestmark = pytest.mark.thorough
+
 SIZE = 64
 SHUFFLE = "torchvision/shufflenet_v2_x0_5"
 NAMES = [SHUFFLE, "torchvision/squeezenet1_1", "timm/resnet10t", "timm/resnetv2_18"]

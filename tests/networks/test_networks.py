@@ -22,6 +22,8 @@ from icd.losses import dkd_loss, kd_loss, nkd_loss
 from icd.networks import NETWORKS, Network, load_published, network
 from icd.objective import METHODS, clustering, scale_decoupled
 
+pytestmark = pytest.mark.thorough
+
 # For every network: number of parameters, digest of names and shapes, shapes of the stages' maps.
 EXPECTED = json.loads((ROOT / "tests" / "vectors" / "networks.json").read_text())
 COMPLETE = ROOT.parent / "shared" / "vectors" / "networks.json"

@@ -13,6 +13,8 @@ from icd.objective import METHODS, Objective, cross_entropy, parse
 from icd.terms import crd, fitnet, semckd
 from icd.trainer import Recipe, Student, fit, fit_together
 
+pytestmark = pytest.mark.thorough
+
 RIVALS = ("FitNet", "CRD", "SemCKD", "SP", "RKD", "AT")
 LEARNING = {
     "fitnet": "cross_entropy() + 10 * fitnet()",

@@ -29,6 +29,8 @@ from icd.objective import METHODS
 from icd.trainer import Student, fit, fit_together
 from icd.trainer.distributed import any_rank, init_distributed
 
+pytestmark = pytest.mark.thorough
+
 PATIENCE = 60.0  # seconds that a process waits for the other
 # Gradients are clipped at times: it is the mean over processes that must be.
 RECIPE = replace(QUICK, max_grad_norm=0.5)

@@ -22,6 +22,7 @@ def of(teacher, student, images=8, precision="float32", accumulation_steps=1, st
     )
 
 
+@pytest.mark.thorough
 def test_memory_grows_with_images_students_and_precision():
     plain = of("resnet18-16", "resnet10-16", images=32)
     batch = of("resnet18-16", "resnet10-16", images=64) - plain

@@ -19,6 +19,8 @@ from icd.trainer.checkpoint import Checkpoint
 from icd.trainer.distributed import make_accelerator
 from icd.trainer.state import restore, run_state
 
+pytestmark = pytest.mark.thorough
+
 BATCH, STUDENTS = 8, 10
 CLUSTERING = ("iCD-KD", "iCD-DKD", "iCD-NKD")
 # Medians of the distance from float32, as a share: of a term, and of the change of the weights. Measured with
